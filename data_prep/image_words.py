@@ -1,0 +1,42 @@
+"""Tables of image words: what a machine says an image shows, by image id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.column_files import read_lines
+from launch.errors import InputError
+
+ID_HEADERS = ("image_id", "id")
+_FORMAT = "A table of image words is a header line `image_id<TAB>text`, then on each line an image id, a tab and its text."
+
+
+def read_image_words(path: Path, separator: str | None = None) -> dict[str, list[str]]:
+    """Image words by image id, from a table of two columns parted by a tab, with a header line.
+
+    Without ``separator`` the text of an image is one entry, as fits a caption; with it, the text is split there, as
+    fits labels ("basketball, scoreboard" with a comma). An image without text has no entries. InputError names the line.
+    """
+    words_by_id: dict[str, list[str]] = {}
+    line_of: dict[str, int] = {}
+    for number, line in read_lines(path):
+        image_id, tab, text = line.partition("\t")
+        if number == 1:
+            if image_id.lower() not in ID_HEADERS or not tab:
+                raise InputError.at(path, 1, f"not a header line: {line[:60]!r}", _FORMAT)
+            continue
+        if not line:
+            continue
+        if not tab or not image_id:
+            raise InputError.at(path, number, "no tab" if not tab else "no image id", _FORMAT)
+        if "\t" in text and separator != "\t":
+            raise InputError.at(path, number, "more than two columns", _FORMAT)
+        if image_id in line_of:
+            problem = f"image id {image_id} again (first on line {line_of[image_id]})"
+            raise InputError.at(path, number, problem, "Give each image one line.")
+        parts = [text] if separator is None else text.split(separator)
+        words_by_id[image_id] = [part.strip() for part in parts if part.strip()]
+        line_of[image_id] = number
+    if not words_by_id:
+        raise InputError.at(path, None, "no image words in it", _FORMAT)
+    return words_by_id

@@ -1,0 +1,263 @@
+"""How data sets lie on disk: folders of Parquet shards with a card, which `datasets.load_dataset(folder)` opens.
+
+    FOLDER/README.md                           the card; its YAML header maps configs and splits to files
+    FOLDER/data/train-00000-of-00001.parquet   config `default`, a group of shards for each split
+    FOLDER/rejected/rejected-….parquet         config `rejected`: what was left out, with a column `reason`
+
+Two kinds: a `corpus` of texts for language modelling, and `ner` with words, tags and what goes with a tweet's image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Value
+
+from launch.errors import InputError
+
+NER_TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-MISC", "I-MISC")
+ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
+TAG_IDS = {tag: number for number, tag in enumerate(NER_TAGS)}
+
+CORPUS_FEATURES = Features({"id": Value("string"), "text": Value("string")})
+
+NER_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "tokens": List(Value("string")),  # what models read: URLs removed
+        "ner_tags": List(ClassLabel(names=list(NER_TAGS))),  # of `tokens`, orphan I- tags repaired
+        "source_tokens": List(Value("string")),  # as in the file
+        "source_tags": List(Value("string")),  # as in the file, not repaired: what scores are taken against
+        "source_index": List(Value("int32")),  # place in `source_tokens` of each of `tokens`
+        "image_id": Value("string"),
+        "image": Image(),
+        "image_words": List(Value("string")),  # any text from the image: labels, a caption, what is written in it
+        "image_word_scores": List(Value("float32")),
+    }
+)
+
+SPLITS = ("train", "validation", "test")
+REJECTED = "rejected"
+SHARD_BYTES = 256 << 20
+"""Size, before compression, at which a new shard begins."""
+BATCH_ROWS = 1000
+"""Rows of a Parquet row group: what a writer holds in memory."""
+
+
+def with_reason(features: Features) -> Features:
+    """Columns of the rejected rows: the same, and why."""
+    return Features({**features, "reason": Value("string")})
+
+
+class DatasetWriter:
+    """Writes a data set's splits and rejected rows as they come, holding a batch of each in memory.
+
+    The same rows give the same bytes. Use it as a context manager, then write the card:
+
+        with DatasetWriter(folder, CORPUS_FEATURES) as writer:
+            writer.add("train", {"id": "a", "text": "Jordan at last"})
+            writer.reject({"id": "b", "text": ""}, "empty")
+        writer.write_card("Cleaned posts", {"minimum words": 3})
+    """
+
+    def __init__(self, folder: Path, features: Features) -> None:
+        self.folder = folder
+        self.features = features
+        self._shards: dict[str, _ShardWriter] = {}
+
+    def __enter__(self) -> DatasetWriter:
+        return self
+
+    def __exit__(self, exception_type: type[BaseException] | None, *_: object) -> None:
+        for shards in self._shards.values():
+            shards.close(complete=exception_type is None)
+
+    def add(self, split: str, row: Mapping[str, Any]) -> None:
+        """Append a row to a split."""
+        self._of(split, "data", self.features).add(row)
+
+    def reject(self, row: Mapping[str, Any], reason: str) -> None:
+        """Append a row to the rejected ones."""
+        self._of(REJECTED, REJECTED, with_reason(self.features)).add({**row, "reason": reason})
+
+    def rows(self, split: str) -> int:
+        """Rows written to a split (or to ``"rejected"``) so far."""
+        return self._shards[split].rows if split in self._shards else 0
+
+    def write_card(self, title: str, facts: Mapping[str, Any], about: str = "") -> None:
+        """Write README.md: the header that `load_dataset` needs, row counts, columns and ``facts`` as a list."""
+        splits = [split for split in (*SPLITS, *sorted(self._shards.keys() - {*SPLITS, REJECTED})) if self.rows(split)]
+        configs = [_config("default", splits, "data")]
+        if self.rows(REJECTED):
+            configs.append(_config(REJECTED, [REJECTED], REJECTED))
+        header = yaml.safe_dump({"configs": configs}, sort_keys=False)
+        counts = [f"| {split} | {self.rows(split)} |" for split in (*splits, *([REJECTED] if self.rows(REJECTED) else []))]
+        lines = [f"# {title}", "", *([about, ""] if about else []), "| split | rows |", "|---|---:|", *counts, ""]
+        lines += ["| column | type |", "|---|---|"]
+        lines += [f"| `{name}` | {_type_in_words(feature)} |" for name, feature in self.features.items()]
+        lines += ["", *(f"- {name}: {value}" for name, value in facts.items()), ""] if facts else [""]
+        lines += ["What it was made of, with settings and content hashes, is in `manifest.json`."]
+        lines += ["The terms of the sources hold for this data set too.", ""]
+        (self.folder / "README.md").write_text(f"---\n{header}---\n\n" + "\n".join(lines), encoding="utf-8")
+
+    def _of(self, split: str, subfolder: str, features: Features) -> _ShardWriter:
+        if split not in self._shards:
+            self._shards[split] = _ShardWriter(self.folder / subfolder, split, features)
+        return self._shards[split]
+
+
+def write_dataset(
+    folder: Path,
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    features: Features,
+    title: str,
+    facts: Mapping[str, Any] | None = None,
+    about: str = "",
+    rejected: Iterable[tuple[Mapping[str, Any], str]] = (),
+) -> None:
+    """Write a whole data set: rows of each split, and rejected rows as ``(row, reason)``. See :class:`DatasetWriter`."""
+    with DatasetWriter(folder, features) as writer:
+        for split, rows in splits.items():
+            for row in rows:
+                writer.add(split, row)
+        for row, reason in rejected:
+            writer.reject(row, reason)
+    writer.write_card(title, facts or {}, about)
+
+
+def splits_of(folder: Path) -> list[str]:
+    """The splits a data set folder holds, `train`, `validation`, `test` first; InputError if it is none."""
+    files = sorted((folder / "data").glob("*.parquet"))
+    found = {match[1] for file in files if (match := _SHARD_NAME.fullmatch(file.name))}
+    if not found:
+        problem = "not a data set (no data/SPLIT-00000-of-00001.parquet)" if folder.exists() else "no such folder"
+        raise InputError.at(folder, None, problem, "Give the output folder of a data_prep stage.")
+    return [split for split in SPLITS if split in found] + sorted(found - set(SPLITS))
+
+
+def read_split(folder: Path, split: str, features: Features, columns: Sequence[str] | None = None) -> Dataset:
+    """One split of a data set, in memory and without a cache; images stay undecoded until a row is looked at.
+
+    ``features`` are the columns it must have, of these types; others may be there. ``columns`` limits what is read
+    (leave out `image` to save memory). InputError names the missing split, shard, column or type.
+    """
+    if split not in splits_of(folder):
+        raise InputError.at(folder, None, f"no split {split!r}", f"It has {', '.join(splits_of(folder))}.")
+    shards = _shards_of(folder / "data", split)
+    wanted = {name: features[name] for name in columns or features}
+    for shard in shards:
+        _check_columns(shard, wanted)
+    table = pa.concat_tables([pq.read_table(shard, columns=list(wanted)) for shard in shards])
+    # The shards' metadata may describe columns that were left out; the wanted features are what the table has now.
+    return Dataset(table.select(list(wanted)).cast(Features(wanted).arrow_schema), info=DatasetInfo(features=Features(wanted)))
+
+
+def read_corpus(folder: Path, split: str) -> Dataset:
+    """A split of a `corpus` data set. See :func:`read_split`."""
+    return read_split(folder, split, CORPUS_FEATURES)
+
+
+def read_ner(folder: Path, split: str, columns: Sequence[str] | None = None) -> Dataset:
+    """A split of a `ner` data set. See :func:`read_split`."""
+    return read_split(folder, split, NER_FEATURES, columns)
+
+
+def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
+    """Ids and texts of a split of either kind of data set: `text`, or the source tokens joined by spaces."""
+    columns = pq.read_schema(_shards_of(folder / "data", split)[0]).names
+    if "text" in columns:
+        corpus = read_corpus(folder, split)
+        return corpus["id"][:], corpus["text"][:]
+    ner = read_ner(folder, split, columns=["id", "source_tokens"])
+    return ner["id"][:], [" ".join(tokens) for tokens in ner["source_tokens"]]
+
+
+_SHARD_NAME = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
+
+
+class _ShardWriter:
+    """Writes rows into `SPLIT-00000-of-0000N.parquet`; N is known, and put into the names, at the end."""
+
+    def __init__(self, folder: Path, split: str, features: Features) -> None:
+        self.folder = folder
+        self.split = split
+        self.schema = features.arrow_schema
+        self.rows = 0
+        self._batch: list[Mapping[str, Any]] = []
+        self._files: list[Path] = []
+        self._file: pq.ParquetWriter | None = None
+        self._file_bytes = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if row.keys() != set(self.schema.names):
+            raise AssertionError(f"row has columns {sorted(row)}, the data set {sorted(self.schema.names)}")
+        self._batch.append(row)
+        self.rows += 1
+        if len(self._batch) == BATCH_ROWS:
+            self._write_batch()
+
+    def close(self, complete: bool) -> None:
+        if self._batch and complete:
+            self._write_batch()
+        if self._file is not None:
+            self._file.close()
+        if complete:
+            for number, file in enumerate(self._files):
+                file.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self._files):05d}.parquet")
+
+    def _write_batch(self) -> None:
+        table = pa.Table.from_pylist(self._batch, schema=self.schema)
+        if self._file is None or self._file_bytes > SHARD_BYTES:
+            if self._file is not None:
+                self._file.close()
+            self._files.append(self.folder / f"{self.split}-{len(self._files):05d}.partial")
+            self._file = pq.ParquetWriter(self._files[-1], self.schema, compression="zstd")
+            self._file_bytes = 0
+        self._file.write_table(table)
+        self._file_bytes += table.nbytes
+        self._batch = []
+
+
+def _shards_of(folder: Path, split: str) -> list[Path]:
+    shards = sorted(folder.glob(f"{split}-?????-of-?????.parquet"))
+    counts = {_SHARD_NAME.fullmatch(shard.name)[3] for shard in shards}
+    if len(counts) != 1 or len(shards) != int(next(iter(counts))):
+        found = ", ".join(shard.name for shard in shards)
+        raise InputError.at(folder, None, f"shards of split {split!r} are missing or mixed: {found}", "Make it again.")
+    return shards
+
+
+def _check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:
+    """InputError unless the Parquet file has the wanted columns with the wanted types."""
+    try:
+        schema = pq.read_schema(shard)
+        found = Features.from_arrow_schema(schema)
+    except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
+        raise InputError.at(shard, None, f"not a Parquet file of a data set ({error})", "Make it again.") from None
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        problem = f"no column {', '.join(missing)} (it has {', '.join(found)})"
+        raise InputError.at(shard, None, problem, f"Needed are the columns {', '.join(wanted)}.")
+    for name, feature in wanted.items():
+        if found[name] != feature:
+            problem = f"column {name} is {_type_in_words(found[name])}"
+            raise InputError.at(shard, None, problem, f"Needed is {_type_in_words(feature)}.")
+
+
+def _config(name: str, splits: Sequence[str], subfolder: str) -> dict[str, Any]:
+    return {"config_name": name, "data_files": [{"split": split, "path": f"{subfolder}/{split}-*.parquet"} for split in splits]}
+
+
+def _type_in_words(feature: Any) -> str:
+    if isinstance(feature, List):
+        return f"list of {_type_in_words(feature.feature)}"
+    if isinstance(feature, ClassLabel):
+        return f"label ({', '.join(feature.names)})"
+    return "image" if isinstance(feature, Image) else str(getattr(feature, "dtype", feature))

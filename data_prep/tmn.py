@@ -1,0 +1,208 @@
+"""Annotated tweets in the public file layout of TMN (Twitter-2015, Twitter-2017) become a `ner` data set.
+
+    python data_prep/tmn.py --input TWITTER2015 --image_words captions.tsv --output data/tmn
+
+Reads `train.txt`, `valid.txt` and `test.txt`. `OTHER` becomes MISC, orphan `I-` tags become `B-`, URL tokens go together
+with their tags; the tokens and tags as they were stay beside the new ones, to score against. Ends with an audit.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data_prep.column_files import TaggedText, read_tmn
+from data_prep.image_words import read_image_words
+from data_prep.images import read_image
+from data_prep.layout import ENTITY_TYPES, NER_FEATURES, TAG_IDS, DatasetWriter
+from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
+from data_prep.tag_repair import count_entities, repair_orphans, tags_without_tokens
+from data_prep.urls import remove_urls_from_tokens
+from launch.errors import InputError
+from launch.settings import NOT_IDENTITY
+from launch.stage import Stage, StageSettings, run_stage
+
+SPLIT_FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
+FILE_TYPES = (*ENTITY_TYPES, "OTHER")
+ONLY_URLS = "no tokens left without URLs"
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TmnSettings(StageSettings):
+    """Settings of the TMN reader."""
+
+    input: Path = field(metadata=NOT_IDENTITY)
+    """Folder with `train.txt`, `valid.txt` and `test.txt`: `IMGID:` lines, token-tab-tag lines, blank lines."""
+    images: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Folder of image files named by image id (`27.jpg`). Without it the column `image` stays empty."""
+    image_words: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Table of image words or captions: a header line, then on each line an image id, a tab, its text."""
+    image_words_separator: str | None = None
+    """Split the table's texts here into several image words, e.g. `,`. Without it a text is one entry, as fits captions."""
+    missing_image_words: Literal["error", "empty"] = "error"
+    """What to do when the table lacks ids of the data: refuse, or give those tweets no image words and count them."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stage."""
+    return run_stage(
+        TmnSettings,
+        make_tmn,
+        inputs=lambda settings: {
+            "tweets": settings.input,
+            "images": settings.images,
+            "image_words": settings.image_words,
+        },
+        argv=argv,
+    )
+
+
+def make_tmn(settings: TmnSettings, stage: Stage) -> None:
+    """Read, clean and audit the tweets, and write them with what goes with their images."""
+    tweets = {split: read_tmn(settings.input / name, FILE_TYPES) for split, name in SPLIT_FILES.items()}
+    for tweet in (tweet for split in tweets.values() for tweet in split):
+        tweet.tags = [tag.replace("OTHER", "MISC") for tag in tweet.tags]
+    words_by_id = _image_words(settings, stage, tweets)
+    images_left_out: Counter[str] = Counter()
+
+    with DatasetWriter(stage.folder, NER_FEATURES) as writer:
+        for split, split_tweets in tweets.items():
+            for tweet in stage.progress(split_tweets, f"writing {split}", unit="tweet"):
+                row = ner_row(f"{Path(SPLIT_FILES[split]).stem}:{tweet.line}", tweet)
+                row["image_words"] = words_by_id.get(tweet.image_id, [])
+                if settings.images is not None:
+                    row["image"], problem = read_image(settings.images, tweet.image_id)
+                    if problem:
+                        images_left_out[problem] += 1
+                stage.rows.taken += 1
+                if row["tokens"]:
+                    stage.rows.kept += 1
+                    writer.add(split, row)
+                else:
+                    stage.rows.rejected[ONLY_URLS] += 1
+                    writer.reject(row, ONLY_URLS)
+
+    stage.facts["audit"] = audit(tweets)
+    if settings.images is not None:
+        stage.facts["images_left_out"] = dict(images_left_out)
+        stage.log(f"images left out: {dict(images_left_out) or 'none'}")
+    print(audit_table(stage.facts["audit"]))
+    writer.write_card(
+        "Tweets with named entities and image words",
+        {
+            "image words": "none" if settings.image_words is None else f"from `{settings.image_words.name}`",
+            "images": "none" if settings.images is None else "embedded",
+            **{f"entities in {split}": _in_words(facts) for split, facts in stage.facts["audit"]["splits"].items()},
+        },
+        about="`tokens` and `ner_tags` are for training: URLs removed, orphan `I-` tags made `B-`. Scores are taken against "
+        "`source_tags`, over `source_tokens`: the file's own, but for `OTHER`, which is MISC.",
+    )
+
+
+def ner_row(row_id: str, text: TaggedText) -> dict[str, Any]:
+    """A row of a `ner` data set: URLs removed with their tags, tags repaired, the source beside them, no image."""
+    left_over = remove_urls_from_tokens(text.tokens)
+    kept = [position for position, token in enumerate(left_over) if token]
+    return {
+        "id": row_id,
+        "tokens": [left_over[position] for position in kept],
+        "ner_tags": [TAG_IDS[tag] for tag in tags_without_tokens(text.tags, kept)],
+        "source_tokens": text.tokens,
+        "source_tags": text.tags,
+        "source_index": kept,
+        "image_id": text.image_id,
+        "image": None,
+        "image_words": [],
+        "image_word_scores": None,
+    }
+
+
+def audit(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
+    """Counts of what the files hold, by split, and the near-duplicates between splits (ids, no texts)."""
+    splits = {}
+    for split, split_tweets in tweets.items():
+        strict: Counter[str] = Counter()
+        conlleval: Counter[str] = Counter()
+        for tweet in split_tweets:
+            counted_strictly, counted = count_entities(tweet.tags)
+            strict += counted_strictly
+            conlleval += counted
+        left_over = [remove_urls_from_tokens(tweet.tokens) for tweet in split_tweets]
+        splits[split] = {
+            "tweets": len(split_tweets),
+            "tokens": sum(len(tweet.tokens) for tweet in split_tweets),
+            "url_tokens_removed": sum(not token for tokens in left_over for token in tokens),
+            "urls_cut_from_tokens": sum(
+                bool(rest) and rest != token
+                for tweet, tokens in zip(split_tweets, left_over, strict=True)
+                for token, rest in zip(tweet.tokens, tokens, strict=True)
+            ),
+            "strict": {entity_type: strict[entity_type] for entity_type in ENTITY_TYPES},
+            "conlleval": {entity_type: conlleval[entity_type] for entity_type in ENTITY_TYPES},
+            "orphans_repaired": sum(repair_orphans(tweet.tags)[1] for tweet in split_tweets),
+        }
+    return {"splits": splits, "near_duplicates": _near_duplicates(tweets)}
+
+
+def audit_table(facts: dict[str, Any]) -> str:
+    """The audit as text: a column for each split."""
+    splits = facts["splits"]
+    rows = [("", *splits)]
+    for name in ("tweets", "tokens", "url_tokens_removed", "urls_cut_from_tokens"):
+        rows.append((name.replace("_", " "), *(str(split[name]) for split in splits.values())))
+    for convention, name in (("strict", "entities, strict (B- tags)"), ("conlleval", "entities, conlleval")):
+        rows.append((name, *(str(sum(split[convention].values())) for split in splits.values())))
+        for entity_type in ENTITY_TYPES:
+            rows.append((f"  {entity_type}", *(str(split[convention][entity_type]) for split in splits.values())))
+    rows.append(("orphan I- tags repaired", *(str(split["orphans_repaired"]) for split in splits.values())))
+    lines = [f"{row[0]:<28}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+    lines.append(f"near-duplicates across splits (Jaccard similarity of words at least {SIMILAR}):")
+    for pair, found in facts["near_duplicates"].items():
+        examples = "; ".join(f"{a} and {b} ({similarity:.2f})" for a, b, similarity in found["examples"])
+        lines.append(f"  {pair}: {found['pairs']}" + (f", as {examples}" if examples else ""))
+    return "\n".join(lines)
+
+
+def _near_duplicates(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
+    found = {}
+    words = {split: [words_of(" ".join(tweet.tokens)) for tweet in of_split] for split, of_split in tweets.items()}
+    names = list(tweets)
+    for place, first in enumerate(names):
+        index = NearDuplicates(words[first])
+        for second in names[place + 1 :]:
+            pairs = [
+                [f"{first}:{tweets[first][i].line}", f"{second}:{tweets[second][j].line}", round(similarity, 3)]
+                for j, tweet_words in enumerate(words[second])
+                for i, similarity in index.find_all(tweet_words)
+            ]
+            found[f"{first} and {second}"] = {"pairs": len(pairs), "examples": pairs[:EXAMPLES]}
+    return found
+
+
+def _image_words(settings: TmnSettings, stage: Stage, tweets: dict[str, list[TaggedText]]) -> dict[str, list[str]]:
+    """Image words by image id; the ids of the data that the table lacks are refused or counted."""
+    if settings.image_words is None:
+        return {}
+    words_by_id = read_image_words(settings.image_words, settings.image_words_separator)
+    needed = dict.fromkeys(tweet.image_id for split in tweets.values() for tweet in split)
+    missing = [image_id for image_id in needed if image_id not in words_by_id]
+    if missing and settings.missing_image_words == "error":
+        more = ", …" if len(missing) > EXAMPLES else ""
+        problem = f"no line for {len(missing)} of {len(needed)} image ids: {', '.join(missing[:EXAMPLES])}{more}"
+        remedy = "Add them, or give those tweets none with --missing_image_words empty."
+        raise InputError.at(settings.image_words, None, problem, remedy)
+    stage.facts["image_words"] = {
+        "table": settings.image_words.name,
+        "images_without_words": len(missing) + sum(not words_by_id[i] for i in needed if i in words_by_id),
+        "lines_not_used": sum(image_id not in needed for image_id in words_by_id),
+    }
+    return words_by_id
+
+
+def _in_words(facts: dict[str, Any]) -> str:
+    return f"{sum(facts['strict'].values())} (strict), {sum(facts['conlleval'].values())} (conlleval)"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

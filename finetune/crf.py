@@ -1,0 +1,207 @@
+"""Linear-chain conditional random field over the words of a sentence (Lafferty et al., 2001).
+
+    p(y | x) = exp(start[y_1] + sum_t emissions[t, y_t] + sum_t transitions[y_t-1, y_t] + end[y_n]) / Z(x)
+
+Transitions that a tag scheme forbids get a finite penalty instead of their score, in the partition function
+and in decoding alike, so the model is normalized over what it can emit. Vectorized over sentences and labels;
+the loop is over words. Never computed in less than float32, autocast or not: the sums over a long sentence
+differ by less than bfloat16 resolves, and float16 overflows.
+
+Shape suffixes: B sentences, W words of the longest sentence, L labels; P and N are L, too, where a previous
+and a next label meet.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+PENALTY = -1e4
+"""Score of a forbidden transition. Far below the scores of any real sentence, yet so near to zero that
+float32 keeps three decimals beside it. With minus infinity, gradients are NaN where all paths are forbidden."""
+
+
+class LinearChainCRF(nn.Module):
+    """A CRF layer: emissions in, negative log-likelihood, best labels or marginals out.
+
+    Parameters are named and initialized as in pytorch-crf: `start_transitions` [L], `transitions` [L, L] from
+    the row's label to the column's, `end_transitions` [L]. At an encoder's learning rate they hardly move;
+    give them one of their own.
+
+    In a `transformers.PreTrainedModel`, let `_init_weights` call `reset_parameters` on this module: models
+    are built on the meta device there, and what a checkpoint lacks is filled in by that method only.
+
+        >>> from finetune.tags import TagScheme
+        >>> scheme = TagScheme("BIO", ("PER", "LOC"))
+        >>> crf = LinearChainCRF(len(scheme.labels), scheme.allowed_transitions(), scheme.allowed_start())
+        >>> emissions_BWL = torch.tensor([[[0.0, 0, 9, 0, 0], [0, 0, 0, 0, 8]]])  # I-PER, I-LOC: forbidden
+        >>> loss = crf(emissions_BWL, torch.tensor([scheme.encode(["B-PER", "I-PER"])])).mean()
+        >>> [scheme.decode(ids) for ids in crf.decode(emissions_BWL)]
+        [['B-LOC', 'I-LOC']]
+
+    Args:
+        num_labels: L.
+        allowed_transitions: bool [L, L], whether the column's label may follow the row's; None allows all.
+        allowed_start: bool [L], whether a sentence may begin with the label; None allows all.
+        allowed_end: bool [L], whether a sentence may end with the label; None allows all.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        allowed_transitions: np.ndarray | Sequence[Sequence[bool]] | None = None,
+        allowed_start: np.ndarray | Sequence[bool] | None = None,
+        allowed_end: np.ndarray | Sequence[bool] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_labels < 1:
+            raise ValueError(f"a CRF needs at least one label, not {num_labels}")
+        self.num_labels = num_labels
+        # Kept outside the tensors as well, because tensors made on the meta device forget their values.
+        self._allowed = {}
+        for name, allowed, shape in (
+            ("transitions", allowed_transitions, (num_labels, num_labels)),
+            ("start", allowed_start, (num_labels,)),
+            ("end", allowed_end, (num_labels,)),
+        ):
+            allowed = np.ones(shape, dtype=bool) if allowed is None else np.array(allowed, dtype=bool)
+            if allowed.shape != shape:
+                raise ValueError(f"allowed {name} has shape {allowed.shape}, but {num_labels} labels need {shape}")
+            self._allowed[name] = allowed
+            # Persistent, so that a checkpoint says what its model may emit.
+            self.register_buffer(f"allowed_{name}", torch.ones(shape, dtype=torch.bool))
+        self.start_transitions = nn.Parameter(torch.empty(num_labels))
+        self.transitions = nn.Parameter(torch.empty(num_labels, num_labels))
+        self.end_transitions = nn.Parameter(torch.empty(num_labels))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the scores from ±0.1 uniformly and set the constraints."""
+        for scores in (self.start_transitions, self.transitions, self.end_transitions):
+            nn.init.uniform_(scores, -0.1, 0.1)
+        for name, allowed in self._allowed.items():
+            getattr(self, f"allowed_{name}").copy_(torch.from_numpy(allowed))
+
+    def forward(self, emissions_BWL: Tensor, labels_BW: Tensor, mask_BW: Tensor | None = None) -> Tensor:
+        """Negative log-likelihood [B] of each sentence's labels, in nats; 0 for a sentence without words.
+
+        Args:
+            emissions_BWL: scores of each word's labels, of any floating type.
+            labels_BW: label ids; what stands at padding does not matter.
+            mask_BW: true or non-zero at words, which come before the padding. None: no padding.
+
+        Raises ValueError for shapes that do not fit, a mask with holes, and ids of words outside 0 .. L - 1.
+        """
+        if labels_BW.shape != emissions_BWL.shape[:2]:
+            raise ValueError(f"labels {tuple(labels_BW.shape)} do not fit emissions {tuple(emissions_BWL.shape)}")
+        with torch.autocast(emissions_BWL.device.type, enabled=False):
+            emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
+            if labels_BW.shape[1] == 0:
+                labels_BW = labels_BW.new_zeros(mask_BW.shape)
+            labels_BW = labels_BW.masked_fill(~mask_BW, 0)
+            if not torch.compiler.is_compiling() and ((labels_BW < 0) | (labels_BW >= self.num_labels)).any():
+                raise ValueError(f"a word has a label id outside 0 .. {self.num_labels - 1}")
+            nll_B = self._log_partition(emissions_BWL, mask_BW) - self._score(emissions_BWL, labels_BW, mask_BW)
+            return torch.where(mask_BW[:, 0], nll_B, 0.0)
+
+    @torch.no_grad()
+    def decode(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> list[list[int]]:
+        """The most probable label ids of each sentence (Viterbi), as many as it has words."""
+        with torch.autocast(emissions_BWL.device.type, enabled=False):
+            emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
+            start_L, transitions_PN, end_L = self._scores()
+            emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
+            stay_L = torch.arange(self.num_labels, device=emissions_BWL.device)
+            best_BL, came_from = start_L + emissions[0], []
+            for emissions_BL, mask_B in zip(emissions[1:], mask[1:], strict=True):
+                next_BN, previous_BN = (best_BL[:, :, None] + transitions_PN).max(dim=1)
+                best_BL = torch.where(mask_B[:, None], next_BN + emissions_BL, best_BL)
+                # At padding a label comes from itself, so all sentences are traced back from the last column.
+                came_from.append(torch.where(mask_B[:, None], previous_BN, stay_L))
+            labels_B = (best_BL + end_L).argmax(dim=1)
+            path = [labels_B]
+            for previous_BN in reversed(came_from):
+                labels_B = previous_BN.gather(1, labels_B[:, None])[:, 0]
+                path.append(labels_B)
+            labels_BW = torch.stack(path[::-1], dim=1)
+        words_B = mask_BW.sum(dim=1)
+        return [row[:words] for row, words in zip(labels_BW.tolist(), words_B.tolist(), strict=True)]
+
+    def marginals(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> Tensor:
+        """Probability [B, W, L] of each label at each word, all others summed out; zeros at padding."""
+        words = emissions_BWL.shape[1]
+        with torch.autocast(emissions_BWL.device.type, enabled=False):
+            emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
+            _, transitions_PN, end_L = self._scores()
+            emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
+            forward_BWL = torch.stack(self._forward_scores(emissions, mask), dim=1)
+            backward_BL = end_L.expand_as(emissions[0])
+            backward = [backward_BL]
+            for emissions_BN, mask_B in zip(emissions[:0:-1], mask[:0:-1], strict=True):
+                previous_BP = torch.logsumexp(transitions_PN + (emissions_BN + backward_BL)[:, None, :], dim=2)
+                backward_BL = torch.where(mask_B[:, None], previous_BP, backward_BL)
+                backward.append(backward_BL)
+            log_BWL = forward_BWL + torch.stack(backward[::-1], dim=1)
+            return (torch.softmax(log_BWL, dim=2) * mask_BW[:, :, None])[:, :words]
+
+    def _prepare(self, emissions_BWL: Tensor, mask_BW: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check the arguments; widen the emissions, zero them at padding; at least one column."""
+        if emissions_BWL.dim() != 3 or emissions_BWL.shape[2] != self.num_labels:
+            raise ValueError(f"emissions have shape {tuple(emissions_BWL.shape)}, not [B, W, {self.num_labels}]")
+        if mask_BW is None:
+            mask_BW = torch.ones(emissions_BWL.shape[:2], dtype=torch.bool, device=emissions_BWL.device)
+        if mask_BW.shape != emissions_BWL.shape[:2]:
+            raise ValueError(f"mask {tuple(mask_BW.shape)} does not fit emissions {tuple(emissions_BWL.shape)}")
+        mask_BW = mask_BW.bool()
+        # Skipped under torch.compile, where asking for a value would split the graph.
+        if not torch.compiler.is_compiling() and (mask_BW[:, 1:] & ~mask_BW[:, :-1]).any():
+            raise ValueError("the mask has holes: a sentence's words must come first, padding after them")
+        if emissions_BWL.shape[1] == 0:  # one column of padding, so that the rest needs no special case
+            emissions_BWL = emissions_BWL.new_zeros(emissions_BWL.shape[0], 1, self.num_labels)
+            mask_BW = mask_BW.new_zeros(mask_BW.shape[0], 1)
+        return _at_least_float32(emissions_BWL).masked_fill(~mask_BW[:, :, None], 0.0), mask_BW
+
+    def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """start [L], transitions [L, L], end [L], with the penalty at what is forbidden."""
+        return tuple(
+            _at_least_float32(scores).masked_fill(~allowed, PENALTY)
+            for scores, allowed in (
+                (self.start_transitions, self.allowed_start),
+                (self.transitions, self.allowed_transitions),
+                (self.end_transitions, self.allowed_end),
+            )
+        )
+
+    def _score(self, emissions_BWL: Tensor, labels_BW: Tensor, mask_BW: Tensor) -> Tensor:
+        """Unnormalized log-probability [B] of the labels."""
+        start_L, transitions_PN, end_L = self._scores()
+        # Sums over one-hot labels instead of indexing: the gradient of indexing adds up in no fixed order.
+        labels_BWL = nn.functional.one_hot(labels_BW, self.num_labels).to(emissions_BWL) * mask_BW[:, :, None]
+        counts_BPN = labels_BWL[:, :-1].transpose(1, 2) @ labels_BWL[:, 1:]
+        ends_BW = mask_BW & ~nn.functional.pad(mask_BW[:, 1:], (0, 1))
+        return (
+            (emissions_BWL * labels_BWL).sum(dim=(1, 2))
+            + (transitions_PN * counts_BPN).sum(dim=(1, 2))
+            + labels_BWL[:, 0] @ start_L
+            + (labels_BWL * ends_BW[:, :, None]).sum(dim=1) @ end_L
+        )
+
+    def _forward_scores(self, emissions: Sequence[Tensor], mask: Sequence[Tensor]) -> list[Tensor]:
+        """For each word, log of the summed weight [B, L] of all paths to each label; unchanged at padding."""
+        start_L, transitions_PN, _ = self._scores()
+        scores = [start_L + emissions[0]]
+        for emissions_BN, mask_B in zip(emissions[1:], mask[1:], strict=True):
+            next_BN = torch.logsumexp(scores[-1][:, :, None] + transitions_PN, dim=1) + emissions_BN
+            scores.append(torch.where(mask_B[:, None], next_BN, scores[-1]))
+        return scores
+
+    def _log_partition(self, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
+        """log Z [B]."""
+        scores = self._forward_scores(emissions_BWL.unbind(1), mask_BW.unbind(1))
+        return torch.logsumexp(scores[-1] + self._scores()[2], dim=1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,159 @@
+"""Tweets as model inputs: words become word pieces, image words the second segment, tags label ids.
+
+Shapes: B tweets, T word pieces of the longest, W words of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+SPECIAL_TOKENS = 3
+"""[CLS] and two [SEP]."""
+TOKENIZED_AT_ONCE = 1000
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """How a tweet and its image words are laid out; part of a recognizer, stored in its ``config.json``."""
+
+    maximum_length: int = 128
+    """Word pieces of an input, special tokens included."""
+    image_length: int = 32
+    """Word pieces of the image words at the most."""
+    image_words_joiner: str = ", "
+    """What stands between two image words."""
+
+    def __post_init__(self) -> None:
+        if self.maximum_length - self.image_length - SPECIAL_TOKENS < 1:
+            raise ValueError(
+                f"maximum_length ({self.maximum_length}) leaves no room for words beside image_length "
+                f"({self.image_length}) and {SPECIAL_TOKENS} special tokens"
+            )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tweet as the model reads it."""
+
+    pieces: list[int]
+    """Ids of ``[CLS] tweet [SEP] image words [SEP]``."""
+    text_length: int
+    """How many of them belong to the first segment."""
+    first_piece: list[int]
+    """Place in ``pieces`` of the first piece of each word; words that were cut off have none."""
+    words: int
+    """Words of the tweet, those that were cut off included."""
+
+    @property
+    def words_truncated(self) -> int:
+        """Words that did not fit."""
+        return self.words - len(self.first_piece)
+
+
+def encode(
+    words_of_tweets: Sequence[Sequence[str]],
+    image_words_of_tweets: Sequence[Sequence[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    layout: InputFormat,
+) -> list[Encoded]:
+    """Tokenize tweets given as words. A word that the tokenizer reduces to nothing becomes the unknown token."""
+    image_texts = [layout.image_words_joiner.join(words) for words in image_words_of_tweets]
+    image_pieces = _pieces(image_texts, tokenizer)
+    encoded = []
+    for start in range(0, len(words_of_tweets), TOKENIZED_AT_ONCE):
+        chunk = [list(words) for words in words_of_tweets[start : start + TOKENIZED_AT_ONCE]]
+        filled = [index for index, words in enumerate(chunk) if words]
+        encodings = dict(
+            zip(
+                filled,
+                tokenizer([chunk[i] for i in filled], is_split_into_words=True, add_special_tokens=False).encodings
+                if filled
+                else [],
+                strict=True,
+            )
+        )
+        for index, words in enumerate(chunk):
+            image = image_pieces[start + index][: layout.image_length]
+            room = layout.maximum_length - SPECIAL_TOKENS - len(image)
+            encoding = encodings.get(index)
+            pieces, first_piece = _align(
+                encoding.ids if encoding else [],
+                encoding.word_ids if encoding else [],
+                len(words),
+                tokenizer.unk_token_id,
+            )
+            fitting = [place for place in first_piece if place < room]
+            text = [tokenizer.cls_token_id, *pieces[:room], tokenizer.sep_token_id]
+            second = [*image, tokenizer.sep_token_id] if image else []
+            encoded.append(Encoded(text + second, len(text), [place + 1 for place in fitting], len(words)))
+    return encoded
+
+
+def collate(
+    tweets: Sequence[Encoded],
+    labels: Sequence[Sequence[int]] | None,
+    pad_token: int,
+) -> dict[str, torch.Tensor]:
+    """Tensors of a batch for :class:`finetune.systems.msb.WordTagger`, padded to the longest tweet in it.
+
+    ``labels`` are ids for each word. Token types are 0 in the first segment and the padding, 1 in the image words.
+    """
+    length = max(len(tweet.pieces) for tweet in tweets)
+    words = max(1, *(len(tweet.first_piece) for tweet in tweets))
+    input_ids = np.full((len(tweets), length), pad_token, np.int64)
+    attention_mask = np.zeros((len(tweets), length), np.int64)
+    token_type_ids = np.zeros((len(tweets), length), np.int64)
+    first_piece = np.zeros((len(tweets), words), np.int64)
+    word_mask = np.zeros((len(tweets), words), bool)
+    label_ids = np.zeros((len(tweets), words), np.int64)
+    for row, tweet in enumerate(tweets):
+        input_ids[row, : len(tweet.pieces)] = tweet.pieces
+        attention_mask[row, : len(tweet.pieces)] = 1
+        token_type_ids[row, tweet.text_length : len(tweet.pieces)] = 1
+        kept = len(tweet.first_piece)
+        first_piece[row, :kept] = tweet.first_piece
+        word_mask[row, :kept] = True
+        if labels is not None:
+            label_ids[row, :kept] = labels[row][:kept]
+    arrays = {
+        "input_ids_BT": input_ids,
+        "attention_mask_BT": attention_mask,
+        "token_type_ids_BT": token_type_ids,
+        "first_piece_BW": first_piece,
+        "word_mask_BW": word_mask,
+    }
+    if labels is not None:
+        arrays |= {"labels_BW": label_ids, "weight": np.asarray(int(word_mask.sum()))}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def shuffled(image_words: Sequence[Sequence[str]], seed: int) -> list[Sequence[str]]:
+    """Every tweet gets another tweet's image words: one cycle through all of them, in a random order."""
+    order = np.random.Generator(np.random.Philox(key=[seed, 0x1AA6E])).permutation(len(image_words))
+    result: list[Sequence[str]] = [()] * len(image_words)
+    for place, source in zip(order, np.roll(order, 1), strict=True):
+        result[place] = image_words[source]
+    return result
+
+
+def _pieces(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _align(ids: list[int], word_ids: list[int], words: int, unknown: int) -> tuple[list[int], list[int]]:
+    """The pieces of all words in order, and the place of each word's first; a word without pieces gets ``unknown``."""
+    pieces: list[int] = []
+    first_piece: list[int] = []
+    position = 0
+    for word in range(words):
+        first_piece.append(len(pieces))
+        start = position
+        while position < len(ids) and word_ids[position] == word:
+            position += 1
+        pieces += ids[start:position] or [unknown]
+    return pieces, first_piece

@@ -1,0 +1,196 @@
+"""Tagging as a task of the training loop: splits of a `ner` data set, batches, predictions and their scores."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from transformers import PreTrainedTokenizerBase
+
+from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
+from finetune import scorer
+from finetune.features import Encoded, InputFormat, collate, encode, shuffled
+from finetune.systems.msb import WordTagger
+from finetune.tags import TagScheme
+from launch.errors import InputError
+from launch.files import write_text_whole
+from launch.loop import Batch, sum_over_processes, to_device
+
+COLUMNS = ["id", "tokens", "ner_tags", "source_tokens", "source_tags", "source_index", "image_id", "image_words"]
+
+POOL_STEPS = 16
+"""Optimizer steps whose tweets are sorted by length together, so that a batch holds tweets of like length."""
+
+PREDICTED_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's rows, and its tweets as the model reads them."""
+
+    rows: list[dict[str, Any]]
+    encoded: list[Encoded]
+    pad_token: int
+
+    @property
+    def words_truncated(self) -> int:
+        """Words that did not fit the model's input; they are scored as predicted ``O``."""
+        return sum(tweet.words_truncated for tweet in self.encoded)
+
+
+def read_split(
+    folder: Path, name: str, tokenizer: PreTrainedTokenizerBase, layout: InputFormat, image_words: str, seed: int
+) -> Split:
+    """Read and encode a split; ``image_words`` is ``given``, ``shuffled`` (by ``seed``) or ``none``.
+
+    Raises InputError where image words are asked for and no tweet has any.
+    """
+    rows = read_ner(folder, name, columns=COLUMNS).to_list()
+    if not rows:
+        raise InputError(f"{folder}: its {name} split is empty.")
+    words = [row["image_words"] or [] for row in rows]
+    if image_words != "none" and not any(words):
+        raise InputError(
+            f"{folder}: no tweet of its {name} split has image words, which --image_words {image_words} needs. "
+            "Give a data set with them, or --image_words none."
+        )
+    if image_words == "shuffled":
+        words = shuffled(words, seed)
+    elif image_words == "none":
+        words = [[] for _ in rows]
+    for row, read in zip(rows, words, strict=True):
+        row["image_words"] = list(read)  # what the model reads, for the predictions file
+    return Split(rows, encode([row["tokens"] for row in rows], words, tokenizer, layout), tokenizer.pad_token_id)
+
+
+class Tagging:
+    """The training loop's task: tweets, batched with others of like length."""
+
+    def __init__(self, training: Split, validation: Split, scheme: TagScheme, tweets_per_step: int, seed: int) -> None:
+        self.training, self.validation = training, validation
+        self.scheme, self.tweets_per_step, self.seed = scheme, tweets_per_step, seed
+        self.training_labels, self.validation_labels = (
+            [scheme.encode([NER_TAGS[tag] for tag in row["ner_tags"]]) for row in split.rows]
+            for split in (training, validation)
+        )
+        self.lengths = np.asarray([len(tweet.pieces) for tweet in training.encoded])
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Steps of an epoch: tweets in random order, sorted by length within pools; then the steps in random order."""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        order = generator.permutation(len(self.lengths))
+        size = self.tweets_per_step
+        steps = []
+        for start in range(0, len(order), size * POOL_STEPS):
+            pool = order[start : start + size * POOL_STEPS]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            steps += [pool[place : place + size] for place in range(0, len(pool), size)]
+        return [steps[index] for index in generator.permutation(len(steps))]
+
+    def collate(self, tweets: Sequence[int], epoch: int) -> Batch:
+        """Tweets as the tagger's tensors."""
+        return make_batch(self.training, tweets, self.training_labels)
+
+    def size(self, tweets: Sequence[int]) -> int:
+        """Number of tweets."""
+        return len(tweets)
+
+    def sample_ids(self, tweets: Sequence[int]) -> list[str]:
+        """Ids of the tweets."""
+        return [self.training.rows[index]["id"] for index in tweets]
+
+    def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Loss per word, and precision, recall and F1 by both conventions, on the validation split."""
+        tagger = accelerator.unwrap_model(model)
+        loss = weight = 0.0
+        labelled = []
+        for tweets, batch in batches(self.validation, accelerator, self.validation_labels):
+            word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
+            emissions_BWL = tagger.emissions(**batch)
+            loss += float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
+            weight += float(word_mask_BW.sum())
+            labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
+        metrics = {"loss": sum_over_processes(accelerator, loss) / sum_over_processes(accelerator, weight)}
+        predicted = assemble(self.validation, labelled, self.scheme, accelerator)
+        for convention, scores in scorer.score_both(gold_tags(self.validation), predicted).items():
+            metrics |= {f"{name}_{convention}": scores["micro"][name] for name in ("precision", "recall", "f1")}
+        return metrics
+
+
+@torch.no_grad()
+def predict(tagger: WordTagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
+    """BIO tags of each tweet of a split, over its source tokens; the processes share the work."""
+    labelled = []
+    for tweets, batch in batches(split, accelerator):
+        word_mask_BW = batch.pop("word_mask_BW")
+        labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
+    return assemble(split, labelled, scheme, accelerator)
+
+
+def assemble(
+    split: Split, labelled: list[tuple[int, list[int]]], scheme: TagScheme, accelerator: Accelerator
+) -> list[list[str]]:
+    """Every process's label ids as BIO tags of all source tokens: ``O`` for URLs and for words that were cut off."""
+    together = gather_object(labelled) if accelerator.num_processes > 1 else labelled
+    predicted = [["O"] * len(row["source_tokens"]) for row in split.rows]
+    for tweet, ids in together:
+        places = split.rows[tweet]["source_index"]
+        for place, tag in zip(places, scheme.decode(ids), strict=False):  # cut-off words have no label
+            predicted[tweet][place] = tag
+    return predicted
+
+
+def batches(
+    split: Split, accelerator: Accelerator, labels: list[list[int]] | None = None
+) -> Iterator[tuple[list[int], Batch]]:
+    """This process's share of a split: indexes of tweets and their tensors, longest first."""
+    order = sorted(range(len(split.rows)), key=lambda index: -len(split.encoded[index].pieces))
+    mine = order[accelerator.process_index :: accelerator.num_processes]
+    for start in range(0, len(mine), PREDICTED_AT_ONCE):
+        tweets = mine[start : start + PREDICTED_AT_ONCE]
+        yield tweets, to_device(make_batch(split, tweets, labels), accelerator.device)
+
+
+def make_batch(split: Split, tweets: Sequence[int], labels: list[list[int]] | None) -> Batch:
+    """Tensors of some of a split's tweets."""
+    chosen = None if labels is None else [labels[index] for index in tweets]
+    return collate([split.encoded[index] for index in tweets], chosen, split.pad_token)
+
+
+def gold_tags(split: Split) -> list[list[str]]:
+    """The tags as published, over the source tokens."""
+    return [row["source_tags"] for row in split.rows]
+
+
+def score(split: Split, predicted: list[list[str]]) -> dict[str, Any]:
+    """Everything `scores.json` holds of a split."""
+    return {
+        **scorer.score_both(gold_tags(split), predicted),
+        "confusion": scorer.confusion(gold_tags(split), predicted, ENTITY_TYPES),
+        "words_truncated": split.words_truncated,
+        "tweets": len(split.rows),
+    }
+
+
+def write_predictions(path: Path, split: Split, predicted: list[list[str]]) -> None:
+    """Gold and predicted tags of each tweet, with what the model read of its image."""
+    lines = (
+        {
+            "id": row["id"],
+            "tokens": row["source_tokens"],
+            "gold": row["source_tags"],
+            "predicted": tags,
+            "image_id": row["image_id"],
+            "image_words": row["image_words"],
+        }
+        for row, tags in zip(split.rows, predicted, strict=True)
+    )
+    path.parent.mkdir(exist_ok=True)
+    write_text_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

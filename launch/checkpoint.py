@@ -1,0 +1,118 @@
+"""Checkpoints: written whole or not at all, checked by content when read, the last few kept. No pickle.
+
+A checkpoint is a folder ``step-00000123`` with ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` (the
+position) and ``checksums.json``. Under DeepSpeed the engine writes its own shards into ``deepspeed/`` instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_model, save_file, save_model
+
+from launch.files import sha256_of_file, sync_to_disk, write_json_whole
+
+PREFIX = "step-"
+CHECKSUMS_NAME = "checksums.json"
+
+
+def write_checkpoint(
+    folder: Path, step: int, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> Path:
+    """Write ``folder/step-N`` and return it. Call on the main process only."""
+    temporary = begin_checkpoint(folder, step)
+    save_model(model, str(temporary / "model.safetensors"))
+    save_file(_flatten_optimizer(model, optimizer), str(temporary / "optimizer.safetensors"))
+    return finish_checkpoint(temporary, state)
+
+
+def begin_checkpoint(folder: Path, step: int) -> Path:
+    """An empty temporary folder for the checkpoint of ``step``."""
+    temporary = folder / f".{PREFIX}{step:08d}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_checkpoint(temporary: Path, state: dict[str, Any]) -> Path:
+    """Add the position and the checksums, flush all to disk, and give the folder its name."""
+    write_json_whole(temporary / "state.json", state)
+    files = sorted(path for path in temporary.rglob("*") if path.is_file())
+    checksums = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in files}
+    for path in files:
+        sync_to_disk(path)
+    write_json_whole(temporary / CHECKSUMS_NAME, checksums)
+    final = temporary.with_name(temporary.name.removeprefix(".").removesuffix(".partial"))
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    sync_to_disk(final.parent)
+    return final
+
+
+def checkpoints_newest_first(folder: Path) -> list[Path]:
+    """The finished checkpoints of a run."""
+    return sorted((p for p in folder.glob(f"{PREFIX}*") if p.is_dir()), reverse=True)
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints, and what crashes left half-written."""
+    for path in [*checkpoints_newest_first(folder)[keep:], *folder.glob(f".{PREFIX}*.partial")]:
+        shutil.rmtree(path)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None where all are as they were written."""
+    try:
+        checksums = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS_NAME} cannot be read ({type(error).__name__})"
+    for name, checksum in checksums.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if sha256_of_file(path) != checksum:
+            return f"{name} is not what was written"
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The position that a checkpoint holds."""
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+
+
+def restore_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put the weights and the optimizer's state back, in place."""
+    load_model(model, str(checkpoint / "model.safetensors"))
+    parameters = dict(model.named_parameters())
+    with safe_open(str(checkpoint / "optimizer.safetensors"), framework="pt") as file:
+        for key in file.keys():
+            name, _, entry = key.rpartition(".")
+            parameter = parameters[name]
+            value = file.get_tensor(key)
+            optimizer.state[parameter][entry] = value if entry == "step" else value.to(parameter.device)
+
+
+def save_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
+    """Write a state dict as safetensors, whole or not at all; a tied tensor is stored under each of its names."""
+    temporary = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}, str(temporary))
+    sync_to_disk(temporary)
+    os.replace(temporary, path)
+
+
+def _flatten_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return dict(_optimizer_entries(model, optimizer))
+
+
+def _optimizer_entries(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, parameter in model.named_parameters():
+        for entry, value in optimizer.state.get(parameter, {}).items():
+            tensor = value if torch.is_tensor(value) else torch.tensor(float(value))
+            yield f"{name}.{entry}", tensor.detach().cpu().contiguous()

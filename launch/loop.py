@@ -1,0 +1,510 @@
+"""The training loop of every trained stage, on Accelerate: one process or many, DDP or DeepSpeed, CPU or GPU.
+
+Exactness. The work of every optimizer step is a function of (seed, epoch), decided by the task's ``plan``; random
+draws inside the model are reseeded for every micro-batch from (seed, step, process, micro-batch). So there is no random
+state to save: a run that is killed at any step and resumed from its last checkpoint computes what the undisturbed one
+computes, bit for bit, and the number of processes does not change what is trained on.
+
+The loss. A task's model returns a loss *sum* and the *weight* it is a sum over (masked tokens, words). The loop divides
+by the weight of the whole optimizer step, over all processes and micro-batches, so that neither changes the loss.
+
+Read :func:`train` from top to bottom; what it calls stands below it in the order of use.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+
+from launch import checkpoint as checkpoints
+from launch.errors import InputError
+from launch.files import write_text_whole
+from launch.schedule import ScheduleSettings
+from launch.settings import NOT_IDENTITY
+from launch.stage import METRICS_NAME, Stage, iterate_jsonl
+
+Unit = Any
+"""What a step is made of and processes share: a packed row of texts (MLM), a tweet (NER)."""
+
+Batch = dict[str, torch.Tensor]
+
+
+class TrainingTask(Protocol):
+    """What a stage gives the loop."""
+
+    def plan(self, epoch: int) -> Sequence[Sequence[Unit]]:
+        """The units of each optimizer step of an epoch: a function of (seed, epoch) alone."""
+
+    def collate(self, units: Sequence[Unit], epoch: int) -> Batch:
+        """The model's keyword arguments for these units."""
+
+    def size(self, units: Sequence[Unit]) -> int:
+        """How much work they are, in ``size_unit``, for the rate in the progress bar."""
+
+    def sample_ids(self, units: Sequence[Unit]) -> list[str]:
+        """The ids of the samples in these units, for error messages."""
+
+    def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
+        """Validation metrics, the same on every process. ``loss`` among them, and what ``best_by`` names."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW."""
+
+    learning_rate: float = 5e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; biases and normalisation weights have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and of the running mean square of the gradient."""
+    epsilon: float = 1e-8
+    """Added to the denominator."""
+    maximum_gradient_norm: float = 1.0
+    """The global gradient norm is clipped to this; 0 for no clipping."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How the loop runs: precision, micro-batches, checkpoints."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` autocast, `fp32`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
+    compile: bool = False
+    """`torch.compile` the model."""
+    micro_batch: int = field(default=32, metadata=NOT_IDENTITY)
+    """Rows that go through the model at once on one process; accumulation follows from it and the global batch."""
+    checkpoint_steps: int = field(default=500, metadata=NOT_IDENTITY)
+    """Optimizer steps between checkpoints."""
+    keep_checkpoints: int = field(default=2, metadata=NOT_IDENTITY)
+    """How many checkpoints to keep while the run lasts."""
+    log_steps: int = field(default=20, metadata=NOT_IDENTITY)
+    """Optimizer steps between rows in metrics.jsonl."""
+
+
+@dataclass
+class Position:
+    """Where a run stands: all that a resumed run needs beside weights and optimizer."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    seconds: float = 0.0
+    best_value: float = -math.inf
+    best_step: int = -1
+    evaluations_without_gain: int = 0
+    evaluated_at_step: int = -1
+    finished: bool = False
+    logged_loss_sum: float = 0.0
+    logged_weight: float = 0.0
+
+    def epochs(self, steps_per_epoch: int) -> float:
+        """Epochs that lie behind, the present one by its share of steps."""
+        return self.epoch + self.step_in_epoch / steps_per_epoch
+
+
+class TrainingError(InputError):
+    """The run cannot go on: it says at which step, on which samples, and where the last good checkpoint lies."""
+
+
+def make_accelerator(run: RunSettings) -> Accelerator:
+    """The Accelerator of a stage, as the launcher's configuration and ``run.precision`` say.
+
+    ``backend="gloo"`` on CPUs also keeps DeepSpeed from taking the world to be one process there.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not torch.cuda.is_available() else []
+    precision = run.precision if run.precision != "auto" else best_precision()
+    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=handlers)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.state.deepspeed_plugin.deepspeed_config
+        config["train_micro_batch_size_per_gpu"] = run.micro_batch
+        config["gradient_accumulation_steps"] = 1  # the loop weighs its micro-batches itself
+    return accelerator
+
+
+def best_precision() -> str:
+    """bf16 where it is fast: CUDA devices that have it, processors with AMX or AVX512-BF16; else fp32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "fp32"
+    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+
+
+def make_optimizer(
+    model: torch.nn.Module,
+    settings: OptimizerSettings,
+    learning_rate_of: Callable[[str], float] | None = None,
+    fused: bool = True,
+) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices only, and a peak learning rate for each parameter by its name."""
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = settings.weight_decay if parameter.dim() > 1 else 0.0
+            peak = learning_rate_of(name) if learning_rate_of else settings.learning_rate
+            groups.setdefault((peak, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": peak, "peak_learning_rate": peak, "weight_decay": decay}
+            for (peak, decay), parameters in groups.items()
+        ],
+        betas=settings.betas,
+        eps=settings.epsilon,
+        fused=fused,
+    )
+
+
+def train(
+    stage: Stage,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: TrainingTask,
+    *,
+    seed: int,
+    schedule: ScheduleSettings,
+    run: RunSettings,
+    maximum_gradient_norm: float,
+    size_unit: str,
+    evaluate_steps: int | None = None,
+    best_by: str | None = None,
+    patience: int | None = None,
+) -> Path:
+    """Train ``model`` on ``task`` and return the file of the final weights (a safetensors state dict).
+
+    Evaluates every ``evaluate_steps`` optimizer steps, or at the end of each epoch. With ``best_by`` the final weights
+    are those of the evaluation at which this metric was highest, and training stops after ``patience`` evaluations
+    without a gain; without it they are the last ones.
+
+    Raises :class:`TrainingError` where the loss is not finite.
+    """
+    folder = stage.folder / "checkpoints"
+    if run.compile:
+        model.compile()
+    model, optimizer = accelerator.prepare(model, optimizer)
+    plain_optimizer = optimizer.optimizer
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    position = resume(stage, accelerator, model, plain_optimizer, folder)
+    clock = Clock(position.seconds)
+    plan = task.plan(position.epoch)
+    bar = stage.progress(
+        None, "training", total=expected_steps(schedule, len(plan)), unit="step", initial=position.step
+    )
+    last_logged, logged_size = time.monotonic(), 0
+
+    while not position.finished:
+        if position.step_in_epoch >= len(plan):
+            position.epoch, position.step_in_epoch = position.epoch + 1, 0
+            plan = task.plan(position.epoch)
+        units = plan[position.step_in_epoch]
+
+        # The learning rate is a function of where the run stands, agreed between the processes.
+        seconds = from_main_process(accelerator, clock.seconds()) if schedule.budget else clock.seconds()
+        share_done = schedule.share_done(position.step, position.epochs(len(plan)), seconds)
+        for group in plain_optimizer.param_groups:
+            group["lr"] = group["peak_learning_rate"] * schedule.factor(share_done)
+
+        # One optimizer step: every process takes its share of the units, a micro-batch at a time.
+        model.train()
+        batches = [
+            (task.collate(chunk, position.epoch), counts)
+            for chunk, counts in micro_batches(
+                units, run.micro_batch, accelerator.process_index, accelerator.num_processes
+            )
+        ]
+        total_weight = sum_over_processes(
+            accelerator, sum(float(batch["weight"]) for batch, counts in batches if counts)
+        )
+        loss_sum = 0.0
+        for index, (batch, counts) in enumerate(batches):
+            seed_everything(seed, position.step, accelerator.process_index, index)
+            is_last = index == len(batches) - 1
+            with gradients_kept_local(accelerator, model, not is_last):
+                loss = model(**to_device(batch, accelerator.device)) * float(counts)
+                loss_sum += float(loss.detach())
+                # DDP and DeepSpeed average gradients over processes; the loss is a sum over them.
+                accelerator.backward(loss * (accelerator.num_processes / max(total_weight, 1.0)))
+        loss_sum = sum_over_processes(accelerator, loss_sum)
+        if not math.isfinite(loss_sum):
+            raise not_finite(position, task.sample_ids(units), folder)
+        if maximum_gradient_norm > 0:
+            accelerator.clip_grad_norm_(parameters, maximum_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        position.step += 1
+        position.step_in_epoch += 1
+        position.logged_loss_sum += loss_sum
+        position.logged_weight += total_weight
+        bar.update()
+        ends_epoch = position.step_in_epoch == len(plan)
+        seconds = from_main_process(accelerator, clock.seconds()) if schedule.budget else clock.seconds()
+        position.finished = schedule.share_done(position.step, position.epochs(len(plan)), seconds) >= 1
+
+        logged_size += task.size(units)
+        if position.step % run.log_steps == 0 or position.finished or ends_epoch:
+            mean_loss = position.logged_loss_sum / max(position.logged_weight, 1.0)
+            rate = logged_size / (time.monotonic() - last_logged)
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, {rate:,.0f} {size_unit}/s", refresh=False)
+            stage.log_metrics(
+                event="train",
+                step=position.step,
+                epoch=round(position.epochs(len(plan)), 4),
+                loss=mean_loss,
+                learning_rate=plain_optimizer.param_groups[0]["lr"],
+                seconds=round(clock.seconds(), 2),
+                **{f"{size_unit}_per_second": round(rate, 1)},
+            )
+            position.logged_loss_sum = position.logged_weight = 0.0
+            last_logged, logged_size = time.monotonic(), 0
+
+        if position.finished or (position.step % evaluate_steps == 0 if evaluate_steps else ends_epoch):
+            evaluate(stage, accelerator, model, task, position, clock, len(plan), best_by, folder)
+            if patience is not None and position.evaluations_without_gain >= patience:
+                position.finished = True
+                stage.log(f"no gain in {best_by} for {patience} evaluations: stopped at step {position.step}")
+            last_logged = time.monotonic()
+        if (
+            position.finished
+            or position.step % run.checkpoint_steps == 0
+            or position.evaluated_at_step == position.step
+        ):
+            position.seconds = clock.seconds()
+            save(accelerator, model, plain_optimizer, position, folder, run.keep_checkpoints)
+
+    bar.close()
+    weights = weights_file(folder, position.best_step if best_by else position.step)
+    if not best_by:
+        write_weights(accelerator, model, weights)
+    stage.facts["training"] = {
+        "steps": position.step,
+        "epochs": round(position.epochs(len(plan)), 3),
+        "seconds": round(position.seconds, 1),
+        "precision": accelerator.mixed_precision,
+        "distributed": accelerator.distributed_type.value,
+        "processes": accelerator.num_processes,
+        "threads_per_process": torch.get_num_threads(),
+        **({"best_step": position.best_step, f"best_{best_by}": position.best_value} if best_by else {}),
+    }
+    return weights
+
+
+class Clock:
+    """Training time, going on from what a resumed run had used."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self.started_at = time.monotonic() - seconds_before
+
+    def seconds(self) -> float:
+        """Seconds of training, over all the starts of this run."""
+        return time.monotonic() - self.started_at
+
+
+def resume(
+    stage: Stage,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+) -> Position:
+    """Go back to the newest whole checkpoint, or to the start; a damaged one is passed over with a warning."""
+    choice: list[Any] = [None]
+    if accelerator.is_main_process:
+        for candidate in checkpoints.checkpoints_newest_first(folder):
+            problem = checkpoints.damage(candidate)
+            if problem is None:
+                choice = [candidate]
+                break
+            stage.warn(f"checkpoint {candidate.name} is passed over: {problem}")
+    if accelerator.num_processes > 1:
+        broadcast_object_list(choice)
+    newest: Path | None = choice[0]
+    position = Position(**checkpoints.read_state(newest)) if newest else Position()
+    if newest:
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            accelerator.load_state(str(newest / "deepspeed"))
+        else:
+            checkpoints.restore_checkpoint(newest, accelerator.unwrap_model(model), optimizer)
+        stage.log(f"resumed at step {position.step} from {newest}")
+    if accelerator.is_main_process:
+        _cut_metrics(stage.folder / METRICS_NAME, position.step)
+    return position
+
+
+def expected_steps(schedule: ScheduleSettings, steps_per_epoch: int) -> int | None:
+    """How many steps the run will take, where no time budget decides it."""
+    limits = [schedule.epochs * steps_per_epoch] if schedule.epochs else []
+    limits += [schedule.steps] if schedule.steps else []
+    return min(limits) if limits and not schedule.budget else None
+
+
+def micro_batches(
+    units: Sequence[Unit], micro_batch: int, process_index: int, processes: int
+) -> list[tuple[Sequence[Unit], bool]]:
+    """This process's share of a step, in micro-batches; as many on every process, since each backward is collective.
+
+    Where the units run out on this process, one that another process counts is taken again, marked not to count.
+    """
+    mine = units[process_index::processes]
+    most = math.ceil(len(units) / processes)
+    chunks = []
+    for start in range(0, most, micro_batch):
+        chunk = mine[start : start + micro_batch]
+        chunks.append((chunk, True) if len(chunk) else (units[:1], False))
+    return chunks
+
+
+def seed_everything(*key: int | str) -> None:
+    """Seed torch's generators (dropout) from a key of numbers and names."""
+    digest = sha256(json.dumps(key).encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def sum_over_processes(accelerator: Accelerator, value: float) -> float:
+    """The sum of a number over all processes, in double precision."""
+    if accelerator.num_processes == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+    torch.distributed.all_reduce(tensor)
+    return float(tensor)
+
+
+def from_main_process(accelerator: Accelerator, value: float) -> float:
+    """The main process's number, on every process."""
+    return sum_over_processes(accelerator, value if accelerator.is_main_process else 0.0)
+
+
+def gradients_kept_local(accelerator: Accelerator, model: torch.nn.Module, local: bool) -> Any:
+    """Context in which a backward pass accumulates on this process (``local``) or ends the step over all."""
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.gradient_state._set_sync_gradients(not local)
+        return nullcontext()
+    return accelerator.no_sync(model) if local else nullcontext()
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors on the model's device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items() if name != "weight"}
+
+
+def not_finite(position: Position, sample_ids: list[str], folder: Path) -> TrainingError:
+    """The error of a loss that is NaN or infinite."""
+    good = checkpoints.checkpoints_newest_first(folder)
+    return TrainingError(
+        f"the loss is not finite at step {position.step} (epoch {position.epoch}). "
+        f"Samples of the step: {', '.join(sample_ids[:16])}{' …' if len(sample_ids) > 16 else ''}. "
+        f"Last good checkpoint: {good[0] if good else 'none yet'}. Try a lower learning rate or fp32."
+    )
+
+
+def evaluate(
+    stage: Stage,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    task: TrainingTask,
+    position: Position,
+    clock: Clock,
+    steps_per_epoch: int,
+    best_by: str | None,
+    folder: Path,
+) -> None:
+    """Evaluate, log, and keep the weights where they are the best so far."""
+    model.eval()
+    with torch.no_grad():
+        metrics = task.evaluate(model, accelerator)
+    epoch = round(position.epochs(steps_per_epoch), 4)
+    stage.log_metrics(
+        event="evaluate",
+        split="validation",
+        step=position.step,
+        epoch=epoch,
+        seconds=round(clock.seconds(), 2),
+        **metrics,
+    )
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+    stage.log(f"step {position.step}, epoch {epoch:.2f}: validation {shown}")
+    position.evaluated_at_step = position.step
+    if best_by is None:
+        return
+    if metrics[best_by] > position.best_value:
+        before = weights_file(folder, position.best_step)
+        position.best_value, position.best_step = metrics[best_by], position.step
+        position.evaluations_without_gain = 0
+        write_weights(accelerator, model, weights_file(folder, position.step))
+        # The weights that older checkpoints call the best must stay until those checkpoints are gone.
+        if accelerator.is_main_process:
+            _remove_unnamed_weights(folder, keep={before, weights_file(folder, position.step)})
+    else:
+        position.evaluations_without_gain += 1
+
+
+def save(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    folder: Path,
+    keep: int,
+) -> None:
+    """Write a checkpoint of the position and drop the oldest."""
+    state = asdict(position)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        temporary = folder / f".{checkpoints.PREFIX}{position.step:08d}.partial"
+        if accelerator.is_main_process:
+            checkpoints.begin_checkpoint(folder, position.step)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(temporary / "deepspeed"))
+        accelerator.wait_for_everyone()  # save_state is no barrier
+        if accelerator.is_main_process:
+            checkpoints.finish_checkpoint(temporary, state)
+    elif accelerator.is_main_process:
+        checkpoints.write_checkpoint(folder, position.step, accelerator.unwrap_model(model), optimizer, state)
+    if accelerator.is_main_process:
+        checkpoints.keep_newest(folder, keep)
+    accelerator.wait_for_everyone()
+
+
+def write_weights(accelerator: Accelerator, model: torch.nn.Module, path: Path) -> None:
+    """Write the whole model's weights from the main process; collective, since ZeRO-3 gathers them."""
+    state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.save_weights(path, state_dict)
+    accelerator.wait_for_everyone()
+
+
+def weights_file(folder: Path, step: int) -> Path:
+    """Where the weights of an evaluation or of the end of the run lie."""
+    return folder / f"weights-{step:08d}.safetensors"
+
+
+def _remove_unnamed_weights(folder: Path, keep: set[Path]) -> None:
+    named = {weights_file(folder, checkpoints.read_state(path)["best_step"]) for path in _readable(folder)}
+    for path in folder.glob("weights-*.safetensors"):
+        if path not in keep | named:
+            path.unlink()
+
+
+def _readable(folder: Path) -> list[Path]:
+    return [path for path in checkpoints.checkpoints_newest_first(folder) if (path / "state.json").exists()]
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the rows of steps that will be taken again."""
+    if path.exists():
+        rows = [row for row in iterate_jsonl(path) if row.get("step", 0) <= step]
+        write_text_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,72 @@
+"""Encoders and tokenizers, from a folder or the Hub, refused where their weights would be silently random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from launch.errors import InputError
+
+UNUSED_PARTS = ("pooler.",)
+"""Parts of an encoder that no system here reads: they may be new."""
+
+
+def encoder_input(encoder: str) -> Path | str:
+    """The stage input that an encoder setting names: its folder, or ``hub:ID``."""
+    is_folder = Path(encoder).exists() or encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
+    return Path(encoder) if is_folder else f"hub:{encoder}"  # `owner/name` at the most
+
+
+def load_tokenizer(encoder: str) -> PreTrainedTokenizerBase:
+    """The encoder's fast tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", encoder, error) from None
+    if not tokenizer.is_fast:
+        raise InputError(f"{encoder}: it has no fast tokenizer, which the alignment of words and pieces needs.")
+    return tokenizer
+
+
+def load_pretrained(
+    model_class: Any, encoder: str, new_parts: tuple[str, ...], **options: Any
+) -> tuple[PreTrainedModel, list[str]]:
+    """``model_class.from_pretrained(encoder)`` and the names of its freshly initialised parameters.
+
+    Raises InputError where a parameter outside ``new_parts`` (name prefixes: the heads that are to be trained) is not in
+    the checkpoint: a model must never be trained from a silently random encoder.
+    """
+    transformers_logging.set_verbosity_error()  # its report of unused heads; what matters of it is checked below
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = model_class.from_pretrained(encoder, output_loading_info=True, use_safetensors=True, **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("model", encoder, error) from None
+    new = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    random = [name for name in new if not name.startswith(new_parts) and not any(part in name for part in UNUSED_PARTS)]
+    if random:
+        raise InputError(
+            f"{encoder}: {len(random)} encoder parameters are not in its weights ({', '.join(random[:3])}, …), so they "
+            "would be random. Give an encoder whose weights are complete and of this architecture."
+        )
+    return model, [name for name in new if name not in random]
+
+
+def check_vocabulary(encoder: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that makes ids the encoder has no embedding for."""
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(
+            f"{encoder}: the tokenizer has {len(tokenizer)} entries but the encoder only {rows} embeddings."
+        )
+
+
+def _cannot_load(what: str, encoder: str, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"{encoder}: its {what} cannot be loaded ({reason}). Give a folder with a Hugging Face model in safetensors, "
+        "or an id that the Hub has (needs a network)."
+    )

@@ -1,0 +1,441 @@
+"""The stage contract: one command reads its inputs and writes one folder, complete or not at all.
+
+A stage file defines a frozen dataclass of settings derived from :class:`StageSettings` and a function
+``stage_function(settings, stage)`` that writes its artefact into ``stage.folder``; :func:`run_stage` does the rest:
+
+* the work happens in ``OUTPUT.partial``, renamed to ``OUTPUT`` when all is written;
+* a finished output with the same fingerprint (settings and input contents) is up to date and not made again;
+* an interrupted one goes on (training stages) or starts over (the others);
+* one made of other settings or inputs is refused, with what changed, never mixed;
+* beside the artefact lie ``config.yaml`` (resolved settings) and ``manifest.json`` (what it is made of).
+"""
+
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from launch.errors import InputError
+from launch.files import sha256_of_tree, sync_to_disk, write_json_whole, write_text_whole
+from launch.settings import NOT_IDENTITY, identity_of, parse_settings, to_plain, to_yaml
+
+MANIFEST_NAME = "manifest.json"
+CONFIG_NAME = "config.yaml"
+METRICS_NAME = "metrics.jsonl"
+RECORDS = frozenset({MANIFEST_NAME, CONFIG_NAME, METRICS_NAME})
+"""Records of how an artefact was made: not part of its content hash, since they hold times and places."""
+
+PLAN_NAME = ".plan.json"
+"""In a ``.partial`` folder: the identity of the run that is writing it."""
+
+LOCK_NAME = ".lock"
+"""In a ``.partial`` folder: locked by the process that is writing it."""
+
+INPUT_MISSING = "would run, were it not for its input"
+"""How ``--dry_run`` begins where an input is not there; the pipeline knows whether an earlier stage makes it."""
+
+VERSIONED_PACKAGES = (
+    "msb-ner torch transformers tokenizers datasets accelerate deepspeed torchvision safetensors numpy pyarrow".split()
+)
+
+logger = logging.getLogger("msb_ner")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSettings:
+    """Settings of every stage."""
+
+    output: Path = field(metadata=NOT_IDENTITY)
+    """Folder to write; complete or not there at all. Unfinished work lies beside it in `OUTPUT.partial`."""
+    resume: Literal["auto", "never"] = field(default="auto", metadata=NOT_IDENTITY)
+    """`auto` goes on with an interrupted run of the same settings and inputs; `never` discards it and starts over."""
+    overwrite: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Replace what an earlier run with other settings or inputs left at the output."""
+    dry_run: bool = field(default=False, metadata=NOT_IDENTITY)
+    """Say whether the stage would run, and why, and stop."""
+
+
+@dataclass
+class Rows:
+    """Where a stage's rows went. ``taken`` is always ``kept`` plus all the rejected."""
+
+    taken: int = 0
+    kept: int = 0
+    rejected: Counter = field(default_factory=Counter)
+
+    def check(self) -> None:
+        """Raise if a row was lost on the way."""
+        if self.taken != self.kept + sum(self.rejected.values()):
+            raise AssertionError(
+                f"rows do not add up: {self.taken} in, {self.kept} out, {sum(self.rejected.values())} rejected"
+            )
+
+
+class Stage:
+    """One run of a stage: where it writes, and what it says of itself. See the module's docstring."""
+
+    def __init__(self, name: str, settings: StageSettings, inputs: dict[str, dict[str, Any]]) -> None:
+        self.name = name
+        self.settings = settings
+        self.inputs = inputs
+        self.folder = partial_folder(settings.output)
+        self.is_main_process = is_main_process()
+        self.rows = Rows()
+        self.facts: dict[str, Any] = {}
+        self.seeds: list[int] = []
+        self.started_at = time.monotonic()
+
+    def log(self, message: str) -> None:
+        """One line on standard error, from the main process only."""
+        if self.is_main_process:
+            logger.info("%s: %s", self.name, message)
+
+    def warn(self, message: str) -> None:
+        """One warning line on standard error, from the main process only."""
+        if self.is_main_process:
+            logger.warning("%s: %s", self.name, message)
+
+    def log_metrics(self, **values: Any) -> None:
+        """Append a row to ``metrics.jsonl`` (main process only)."""
+        if self.is_main_process:
+            with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+    def progress(
+        self, iterable: Iterable | None, description: str, total: int | None = None, unit: str = "row", **options: Any
+    ) -> tqdm:
+        """A bar with rate and remaining time; silent on all but the main process."""
+        return tqdm(
+            iterable,
+            desc=f"{self.name}: {description}",
+            total=total,
+            unit=f" {unit}",
+            disable=not self.is_main_process,
+            mininterval=0.2 if sys.stderr.isatty() else 15,
+            dynamic_ncols=True,
+            **options,
+        )
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What decides the artefact: the stage, its settings, its inputs' contents.
+
+        Settings that say where an input lies are left out: the same content elsewhere makes the same artefact.
+        """
+        digests = {name: entry["sha256"] for name, entry in self.inputs.items()}
+        places = {entry["path"] for entry in self.inputs.values()}
+        settings = {name: value for name, value in identity_of(self.settings).items() if not _all_among(value, places)}
+        return {"stage": self.name, "settings": settings, "inputs": digests}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of :attr:`plan`; equal fingerprints mean equal artefacts."""
+        return sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+
+    def manifest(self) -> dict[str, Any]:
+        """The record of this run. Input manifests nest, so a chain's history travels with its last artefact."""
+        counted = self.rows.taken or self.rows.kept or self.rows.rejected
+        return {
+            "stage": self.name,
+            "settings": to_plain(self.settings),
+            "inputs": self.inputs,
+            "seeds": self.seeds,
+            "rows": {"taken": self.rows.taken, "kept": self.rows.kept, "rejected": dict(self.rows.rejected)}
+            if counted
+            else None,
+            "facts": self.facts,
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "machine": machine(),
+            "wall_seconds": round(time.monotonic() - self.started_at, 1),
+            "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "fingerprint": self.fingerprint,
+            "plan": self.plan,
+        }
+
+
+SettingsType = TypeVar("SettingsType", bound=StageSettings)
+
+
+def run_stage(
+    settings_class: type[SettingsType],
+    function: Callable[[SettingsType, Stage], None],
+    inputs: Callable[[SettingsType], dict[str, Path | str | None]],
+    argv: list[str] | None = None,
+    *,
+    keeps_partial: bool = False,
+    before: Callable[[SettingsType], None] | None = None,
+    describe: Callable[[Path], None] | None = None,
+    after: Callable[[SettingsType], None] | None = None,
+) -> int:
+    """Run one stage as a command and return its exit code: 0 done or up to date, 2 for an :class:`InputError`.
+
+    ``inputs`` maps names to what the stage reads: a path (hashed by content), ``hub:ID`` or None.
+    ``keeps_partial``: the function can go on from what an interrupted run left in ``stage.folder``.
+    On the main process alone, ``before`` checks what would else fail late; ``describe`` adds a card to the written
+    folder, manifest included; ``after`` publishes the finished output, also one that was up to date.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    for client in ("httpx", "httpx2"):  # at INFO they print the addresses of uploads, which are signed
+        logging.getLogger(client).setLevel(logging.WARNING)
+    module = sys.modules[function.__module__]
+    name = _stage_name(module)
+    settings = parse_settings(settings_class, argv, description=module.__doc__)
+    try:
+        if settings.dry_run:
+            print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial)}")
+            return 0
+        stage = Stage(name, settings, {key: describe_input(key, v) for key, v in inputs(settings).items() if v})
+        if before and stage.is_main_process:
+            before(settings)
+        if _is_up_to_date(stage):
+            stage.log(f"up to date: {settings.output}")
+        else:
+            _prepare_partial(stage, keeps_partial)
+            function(settings, stage)
+            _finish(stage, describe)
+        if after and stage.is_main_process:
+            after(settings)
+    except InputError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; the same command {'goes on' if keeps_partial else 'starts over'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished stage folder, or None where there is none."""
+    try:
+        return json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError.at(
+            folder / MANIFEST_NAME, None, f"not a manifest ({error})", "Make the folder again."
+        ) from None
+
+
+def describe_input(name: str, value: Path | str) -> dict[str, Any]:
+    """The manifest's entry of one input: where it is, its content hash, and its own manifest."""
+    if isinstance(value, str) and value.startswith("hub:"):
+        return {"path": value, "sha256": value, "manifest": None}
+    path = Path(value)
+    if not path.exists():
+        raise InputError(f"{path}: not found. It is this stage's input `{name}`; check the path or make it first.")
+    return {
+        "path": str(path),
+        "sha256": sha256_of_tree(path, leave_out=RECORDS),
+        "manifest": read_manifest(path) if path.is_dir() else None,
+    }
+
+
+def partial_folder(output: Path) -> Path:
+    """Where a stage writes until it is done."""
+    return output.with_name(output.name + ".partial")
+
+
+def is_main_process() -> bool:
+    """Whether this process is rank 0 of what ``accelerate launch`` or ``torchrun`` started (or alone)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, with ``+changes`` where files differ from it; None outside a checkout."""
+    repository = Path(__file__).resolve().parent.parent
+    try:
+        commit = _git(repository, "rev-parse", "HEAD")
+        changed = _git(repository, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages whose behaviour the artefacts depend on."""
+    found = {"python": platform.python_version()}
+    for package in VERSIONED_PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Kind and size of the machine; no host name."""
+    return {
+        "processor": _processor_name(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.system(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def _stage_name(module: Any) -> str:
+    path = Path(module.__file__)
+    return f"{path.parent.name}/{path.stem}"
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _processor_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What differs between two plans, one line each."""
+    if old.get("stage") != new["stage"]:
+        return [f"it was made by stage {old.get('stage')}, not {new['stage']}"]
+    lines = []
+    for part in ("settings", "inputs"):
+        before, now = old.get(part, {}), new[part]
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key):
+                was, is_ = before.get(key, "(unset)"), now.get(key, "(unset)")
+                if part == "settings":
+                    lines.append(f"setting {key}: was {was!r}, now {is_!r}")
+                elif key in before and key in now:
+                    lines.append(f"input {key}: content changed")
+                else:
+                    lines.append(f"input {key}: {'now given' if key in now else 'no longer given'}")
+    return lines
+
+
+def _refusal(place: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
+    changes = "; ".join(_changes(old, new))
+    return InputError(
+        f"{place} comes from other settings or inputs ({changes}). "
+        "Use another --output, or --overwrite true to replace it."
+    )
+
+
+def _all_among(value: Any, places: set[str]) -> bool:
+    """Whether a setting is one of the paths in ``places``, or a list of nothing else."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(item, str) and str(Path(item)) in places for item in values)
+
+
+def _is_up_to_date(stage: Stage) -> bool:
+    output, manifest = stage.settings.output, read_manifest(stage.settings.output)
+    if manifest is None:
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise InputError(f"{output} exists and no stage made it, so none replaces it. Use another --output.")
+        return False
+    if manifest.get("fingerprint") == stage.fingerprint:
+        return True
+    if not stage.settings.overwrite:
+        raise _refusal(output, manifest.get("plan", {}), stage.plan)
+    return False
+
+
+def _is_resumable(stage: Stage, keeps_partial: bool) -> bool:
+    """Whether the run goes on from the temporary folder. InputError if other settings or inputs left work there."""
+    plan_file = stage.folder / PLAN_NAME
+    if not keeps_partial or stage.settings.resume == "never" or not plan_file.exists():
+        return False
+    plan = json.loads(plan_file.read_text(encoding="utf-8"))
+    if plan != stage.plan and not stage.settings.overwrite:
+        raise _refusal(stage.folder, plan, stage.plan)
+    return plan == stage.plan
+
+
+def _prepare_partial(stage: Stage, keeps_partial: bool) -> None:
+    """Make the temporary folder, or keep what an interrupted run of the same plan left in it."""
+    if not stage.is_main_process:
+        return
+    folder = stage.folder
+    if folder.exists():
+        _lock(stage)
+        if _is_resumable(stage, keeps_partial):
+            stage.log(f"going on with the interrupted run in {folder}")
+            return
+        shutil.rmtree(folder)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}). Choose an --output that can be written."
+        ) from None
+    _lock(stage)
+    write_json_whole(folder / PLAN_NAME, stage.plan)
+
+
+def _lock(stage: Stage) -> None:
+    """Keep other processes out of the temporary folder as long as this one lives. InputError if one is in it."""
+    stage.lock = open(stage.folder / LOCK_NAME, "w")  # open as long as the stage lives
+    try:
+        # Not flock: processes forked from this one would hold that, too, and may outlive it.
+        fcntl.lockf(stage.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(f"{stage.folder}: another process is writing it. Wait for it, or end it.") from None
+
+
+def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
+    """Write the records and give the folder its name."""
+    if not stage.is_main_process:
+        return
+    stage.rows.check()
+    settings = stage.settings
+    write_text_whole(stage.folder / CONFIG_NAME, to_yaml(settings))
+    write_json_whole(stage.folder / MANIFEST_NAME, stage.manifest())
+    if describe:
+        describe(stage.folder)
+    if settings.output.exists():
+        shutil.rmtree(settings.output)
+    os.replace(stage.folder, settings.output)
+    sync_to_disk(settings.output.parent)
+    # Only now: until it has its name, the folder is a run that can be gone on with.
+    (settings.output / PLAN_NAME).unlink(missing_ok=True)
+    (settings.output / LOCK_NAME).unlink(missing_ok=True)
+    stage.log(f"done: {settings.output}")
+
+
+def _dry_run(name: str, settings: StageSettings, inputs: dict[str, Path | str | None], keeps_partial: bool) -> str:
+    for key, value in inputs.items():
+        if value and not str(value).startswith("hub:") and not Path(value).exists():
+            return f"{INPUT_MISSING} {key}: {value} is not there"
+    stage = Stage(name, settings, {key: describe_input(key, value) for key, value in inputs.items() if value})
+    try:
+        if _is_up_to_date(stage):
+            return "up to date"
+        resumable = _is_resumable(stage, keeps_partial)
+    except InputError as error:
+        return f"would be refused: {error}"
+    if resumable:
+        return f"would run: goes on with the interrupted run in {stage.folder}"
+    return "would run: its output is not there" if not settings.output.exists() else "would run: replaces its output"
+
+
+def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that a crash cut short is passed over."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

@@ -1,0 +1,120 @@
+"""What the two training stages (`pretrain/mlm.py`, `finetune/ner.py`) have in common beside the loop."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from launch.hub import check_can_push, push_folder
+from launch.loop import OptimizerSettings, RunSettings
+from launch.model_card import render_model_card
+from launch.schedule import ScheduleSettings
+from launch.settings import NOT_IDENTITY
+from launch.stage import Stage, StageSettings, read_manifest, run_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStageSettings(StageSettings):
+    """Settings of every training stage."""
+
+    encoder: str = field(metadata=NOT_IDENTITY)
+    """Folder or Hub id of the encoder to start from."""
+    data: Path = field(metadata=NOT_IDENTITY)
+    """Folder of the data set to train on."""
+    seed: int = 1
+    """Order of samples, masks, dropout and new weights are functions of it."""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    """The optimizer, AdamW."""
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    """How long to train, and the learning rate's shape."""
+    run: RunSettings = field(default_factory=RunSettings)
+    """Precision, micro-batches, checkpoints."""
+    push_to_hub: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Repository on the Hub, `owner/name`, to publish the result to; checked before training starts."""
+    hub_private: bool = field(default=True, metadata=NOT_IDENTITY)
+    """Make the repository private where it is new."""
+    license: str = field(default="apache-2.0", metadata=NOT_IDENTITY)
+    """Licence named on the model card."""
+
+
+SettingsType = TypeVar("SettingsType", bound=TrainingStageSettings)
+
+
+def run_training_stage(
+    settings_class: type[SettingsType],
+    function: Callable[[SettingsType, Stage], None],
+    inputs: Callable[[SettingsType], dict[str, Path | str | None]],
+    argv: list[str] | None = None,
+) -> int:
+    """:func:`launch.stage.run_stage` for a stage that trains: resumable, with a model card, published where asked."""
+
+    def check(settings: SettingsType) -> None:
+        if settings.push_to_hub:
+            check_can_push(settings.push_to_hub, private=settings.hub_private)
+
+    def describe(folder: Path) -> None:
+        scores = folder / "scores.json"
+        card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    def publish(settings: SettingsType) -> None:
+        if settings.push_to_hub:
+            url = push_folder(settings.output, settings.push_to_hub, private=settings.hub_private)
+            print(f"published: {url}")
+
+    return run_stage(
+        settings_class,
+        function,
+        inputs,
+        argv,
+        keeps_partial=True,
+        before=check,
+        describe=describe,
+        after=publish,
+    )
+
+
+def export(
+    stage: Stage,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: Path,
+    prefix: str = "",
+) -> None:
+    """Write the trained model as a plain Hugging Face folder into the stage's, and drop the checkpoints.
+
+    ``weights`` holds a state dict of the trained module, in which ``model`` is the part called ``prefix``.
+    """
+    if accelerator.is_main_process:
+        load_weights(model, weights, prefix)
+        model.save_pretrained(stage.folder)
+        tokenizer.save_pretrained(stage.folder)
+        shutil.rmtree(stage.folder / "checkpoints")
+    accelerator.wait_for_everyone()
+
+
+def load_weights(model: PreTrainedModel, weights: Path, prefix: str = "") -> None:
+    """Put trained weights into ``model``, every one of them."""
+    state_dict = {name.removeprefix(prefix): tensor for name, tensor in load_file(str(weights)).items()}
+    model.load_state_dict(state_dict)
+
+
+def describe_encoder(model: PreTrainedModel, new_parameters: list[str]) -> dict[str, Any]:
+    """Kind and size of an encoder, for the manifest."""
+    config = model.base_model.config
+    return {
+        "architecture": config.model_type,
+        "layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "attention_heads": config.num_attention_heads,
+        "vocabulary_size": config.vocab_size,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "new_parameters": new_parameters,
+    }

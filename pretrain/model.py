@@ -1,0 +1,68 @@
+"""The masked language model as it is trained: packed rows in, and the output layer at masked positions only.
+
+Shapes: R rows, T tokens of a row, M masked tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from launch.errors import InputError
+from launch.pretrained import load_pretrained
+
+OUTPUT_LAYERS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
+"""Architectures whose output layer is one module, applied to hidden states of any leading shape."""
+
+POSITION_OFFSET = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
+"""Architectures that count positions from ``pad_token_id + 1``."""
+
+
+def load_masked_language_model(encoder: str, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
+    """A stock model with its masked-language-model head; the head may be new, the encoder may not."""
+    options = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return load_pretrained(AutoModelForMaskedLM, encoder, tuple(f"{p}." for p in OUTPUT_LAYERS.values()), **options)
+
+
+class PackedMaskedLanguageModel(nn.Module):
+    """A stock ``…ForMaskedLM`` on packed rows; the loss is a sum over masked tokens.
+
+    Equal, in loss and gradients, to the stock model on each text alone with the output layer at every position.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        architecture = model.config.model_type
+        if architecture not in OUTPUT_LAYERS:
+            raise InputError(
+                f"encoders of type {architecture} cannot be pretrained here; these can: {', '.join(OUTPUT_LAYERS)}."
+            )
+        self.model = model
+        self.position_offset = (
+            model.config.pad_token_id + POSITION_OFFSET[architecture] if architecture in POSITION_OFFSET else 0
+        )
+
+    def forward(
+        self,
+        tokens_RT: torch.Tensor,
+        positions_RT: torch.Tensor,
+        samples_RT: torch.Tensor,
+        masked_M: torch.Tensor,
+        labels_M: torch.Tensor,
+    ) -> torch.Tensor:
+        """Cross-entropy summed over the masked tokens, in fp32.
+
+        ``masked_M`` are positions in the flattened rows, ``labels_M`` the tokens that stood there.
+        """
+        # A token attends to the tokens of its own text; the padding (sample -1) to itself, so that no row is empty.
+        same_text_R1TT = samples_RT[:, None, :, None] == samples_RT[:, None, None, :]
+        hidden_RTH = self.model.base_model(
+            input_ids=tokens_RT,
+            attention_mask=same_text_R1TT,
+            position_ids=positions_RT + self.position_offset,
+        ).last_hidden_state
+        hidden_MH = hidden_RTH.flatten(0, 1)[masked_M]
+        logits_MV = getattr(self.model, OUTPUT_LAYERS[self.model.config.model_type])(hidden_MH)
+        return functional.cross_entropy(logits_MV.float(), labels_M, reduction="sum")

@@ -1,0 +1,16 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the real data sets, which the repository has not; without it the test is skipped."""
+    default = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("MSB_SHARED_DATA") or default)
+    if not folder.is_dir():
+        pytest.skip(f"needs the real data sets; there is no folder {folder} (MSB_SHARED_DATA names another)")
+    return folder

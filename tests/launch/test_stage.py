@@ -1,0 +1,349 @@
+"""The stage contract, on a tiny stage run as users run it: as a command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch.stage import read_manifest
+
+STAGE = '''
+"""Copy the lines of a text file that are long enough."""
+import os, signal, sys, time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import List, Optional
+from launch.errors import InputError
+from launch.settings import NOT_IDENTITY
+from launch.stage import StageSettings, run_stage
+
+@dataclass(frozen=True)
+class Filter:
+    """What is long enough."""
+    shortest: int = 1
+    """Characters a line has at least."""
+
+    def __post_init__(self):
+        if self.shortest < 0:
+            raise ValueError(f"shortest: {self.shortest} is negative")
+
+@dataclass(frozen=True, kw_only=True)
+class CopySettings(StageSettings):
+    """Settings of copy.py."""
+    input: Path
+    """Text to copy."""
+    exclude: List[Path] = field(default_factory=list)
+    """Texts whose lines are left out."""
+    filter: Filter = field(default_factory=Filter)
+    """Which lines to keep."""
+    workers: int = field(default=1, metadata=NOT_IDENTITY)
+    """How many work."""
+    fault: Optional[str] = field(default=None, metadata=NOT_IDENTITY)
+    """How to fail."""
+
+def inputs(settings):
+    return {"text": settings.input, "model": "hub:someone/model@abc"} | {
+        f"exclude_{number}": path for number, path in enumerate(settings.exclude)
+    }
+
+def copy(settings, stage):
+    if (stage.folder / "part").exists():
+        stage.log("went on")
+    (stage.folder / "part").write_text("half")
+    if settings.fault == "input":
+        raise InputError.at(settings.input, 3, "a line without a tab", "Write one.")
+    if settings.fault == "bug":
+        raise RuntimeError("bug")
+    if settings.fault == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if settings.fault == "wait":
+        print("waiting", flush=True)
+        time.sleep(60)
+    left_out = {line for path in settings.exclude for line in path.read_text().splitlines()}
+    with open(stage.folder / "copy.txt", "w") as file:
+        for line in stage.progress(settings.input.read_text().splitlines(), "copying"):
+            stage.rows.taken += 1
+            if len(line) < settings.filter.shortest or line in left_out:
+                stage.rows.rejected["too short or left out"] += settings.fault != "lose"
+            else:
+                file.write(line + "\\n")
+                stage.rows.kept += 1
+    stage.facts["longest"] = 5
+    stage.seeds = [7]
+    stage.log_metrics(event="train", loss=0.5)
+
+def main(argv=None):
+    return run_stage(CopySettings, copy, inputs, argv, keeps_partial=KEEPS_PARTIAL)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+'''
+
+
+class Command:
+    """A stage file in a folder of its own, with the text it reads."""
+
+    def __init__(self, folder: Path, keeps_partial: bool) -> None:
+        self.script = folder / "tools" / "copy_lines.py"
+        self.script.parent.mkdir()
+        self.script.write_text(STAGE.replace("KEEPS_PARTIAL", str(keeps_partial)))
+        self.text, self.output = folder / "text.txt", folder / "out" / "copied"
+        self.partial = folder / "out" / "copied.partial"
+        self.text.write_text("one\ntwo\nthree\n")
+
+    def arguments(self, **settings) -> list[str]:
+        settings = {"input": self.text, "output": self.output} | settings
+        return [sys.executable, str(self.script), *(f"--{k.replace('__', '.')}={v}" for k, v in settings.items())]
+
+    def __call__(self, *more: str, **settings) -> subprocess.CompletedProcess:
+        return subprocess.run([*self.arguments(**settings), *more], capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Command(tmp_path, keeps_partial=False)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return Command(tmp_path, keeps_partial=True)
+
+
+def test_writes_the_artefact_with_its_records(copy):
+    done = copy(filter__shortest=4)
+    assert done.returncode == 0, done.stderr
+    assert (copy.output / "copy.txt").read_text() == "three\n"
+    assert not copy.partial.exists()
+    assert sorted(path.name for path in copy.output.iterdir()) == [
+        "config.yaml", "copy.txt", "manifest.json", "metrics.jsonl", "part",
+    ]  # fmt: skip
+    manifest = read_manifest(copy.output)
+    assert manifest["stage"] == "tools/copy_lines"
+    assert manifest["rows"] == {"taken": 3, "kept": 1, "rejected": {"too short or left out": 2}}
+    assert manifest["facts"] == {"longest": 5} and manifest["seeds"] == [7]
+    assert manifest["settings"]["filter"] == {"shortest": 4}
+    assert manifest["inputs"]["text"]["path"] == str(copy.text)
+    assert manifest["inputs"]["model"]["sha256"] == "hub:someone/model@abc"
+    assert manifest["versions"]["python"].startswith("3.")
+    assert yaml.safe_load((copy.output / "config.yaml").read_text())["filter"] == {"shortest": 4}
+
+
+def test_its_own_config_repeats_it(copy):
+    assert copy(filter__shortest=4).returncode == 0
+    again = subprocess.run(
+        [sys.executable, str(copy.script), "--config", str(copy.output / "config.yaml")], capture_output=True, text=True
+    )
+    assert again.returncode == 0 and "up to date" in again.stderr
+
+
+def test_manifests_nest_along_a_chain(copy, tmp_path):
+    assert copy().returncode == 0
+    copy.script.write_text(copy.script.read_text().replace("path.read_text()", "(path / 'copy.txt').read_text()"))
+    done = copy(exclude=f'["{copy.output}"]', output=tmp_path / "second")
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(tmp_path / "second")["inputs"]["exclude_0"]["manifest"] == read_manifest(copy.output)
+
+
+def test_a_finished_stage_is_up_to_date(copy):
+    assert copy().returncode == 0
+    before = (copy.output / "copy.txt").stat()
+    again = copy(workers=4, resume="never")
+    assert again.returncode == 0 and "up to date" in again.stderr
+    assert (copy.output / "copy.txt").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_the_same_content_elsewhere_is_the_same_input(copy, tmp_path):
+    (tmp_path / "left.txt").write_text("two\n")
+    assert copy(exclude=f'["{tmp_path / "left.txt"}"]').returncode == 0
+    moved = copy.text.rename(tmp_path / "moved.txt")
+    again = copy(input=moved, exclude=f'["{(tmp_path / "left.txt").rename(tmp_path / "left2.txt")}"]')
+    assert again.returncode == 0 and "up to date" in again.stderr, again.stderr
+
+
+@pytest.mark.parametrize(
+    "changed, told",
+    [
+        ({"filter__shortest": 4}, "setting filter.shortest: was 1, now 4"),
+        ({"text": "one\n"}, "input text: content changed"),
+        ({"exclude": "LEFT"}, "input exclude_0: now given"),
+    ],
+)
+def test_changed_settings_and_inputs_are_refused_by_name(copy, tmp_path, changed, told):
+    assert copy().returncode == 0
+    settings = dict(changed)
+    if "text" in settings:
+        copy.text.write_text(settings.pop("text"))
+    if "exclude" in settings:
+        (tmp_path / "left.txt").write_text("one\n")
+        settings["exclude"] = f'["{tmp_path / "left.txt"}"]'
+    refused = copy(**settings)
+    assert refused.returncode == 2
+    assert told in refused.stderr and "Traceback" not in refused.stderr
+    assert "--overwrite true" in refused.stderr
+    assert told in copy(dry_run="true", **settings).stdout
+    assert (copy.output / "copy.txt").read_text() == "one\ntwo\nthree\n"
+
+    assert copy(overwrite="true", **settings).returncode == 0
+    assert (copy.output / "copy.txt").read_text() != "one\ntwo\nthree\n"
+    assert not copy.partial.exists()
+
+
+def test_changing_the_text_of_an_unread_setting_is_no_change(copy):
+    assert copy(workers=1).returncode == 0
+    assert "up to date" in copy(workers=2, dry_run="true").stdout
+
+
+@pytest.mark.parametrize("output", ["a folder", "a file"])
+def test_never_replaces_what_no_stage_made(copy, output):
+    copy.output.parent.mkdir()
+    precious = copy.output
+    if output == "a folder":
+        precious.mkdir()
+        precious = precious / "thesis.tex"
+    precious.write_text("years of work")
+    for overwrite in ("false", "true"):
+        refused = copy(overwrite=overwrite)
+        assert refused.returncode == 2 and "no stage made it" in refused.stderr
+    assert precious.read_text() == "years of work"
+
+
+def test_an_empty_folder_may_be_given(copy):
+    copy.output.mkdir(parents=True)
+    assert copy().returncode == 0
+
+
+def test_input_error_is_one_line_and_code_2(copy):
+    failed = copy(fault="input")
+    assert failed.returncode == 2
+    assert failed.stderr.splitlines() == [f"tools/copy_lines: error: {copy.text}:3: a line without a tab. Write one."]
+    assert not copy.output.exists()
+
+
+def test_missing_input_is_named(copy):
+    copy.text.unlink()
+    failed = copy()
+    assert failed.returncode == 2 and str(copy.text) in failed.stderr and "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--inptu=x"], "inptu"),
+        (["--filter.shortset=3"], "shortset"),
+        (["--filter.shortest=few"], "filter.shortest"),
+        (["--workers=1.5"], "workers"),
+        (["--resume=maybe"], "resume"),
+        (["--filter.shortest=-1"], "shortest: -1 is negative"),
+    ],
+)
+def test_unknown_and_ill_typed_settings_are_refused_by_name(copy, arguments, told):
+    failed = copy(*arguments)
+    assert failed.returncode == 2
+    assert told in failed.stderr and "Traceback" not in failed.stderr
+    assert not copy.output.exists()
+
+
+def test_unknown_key_of_a_config_file_is_refused_by_name(copy, tmp_path):
+    (tmp_path / "config.yaml").write_text("filter: {longest: 3}\n")
+    failed = copy(f"--config={tmp_path / 'config.yaml'}")
+    assert failed.returncode == 2 and "longest" in failed.stderr
+
+
+def test_help_documents_every_setting(copy):
+    shown = subprocess.run([sys.executable, str(copy.script), "--help"], capture_output=True, text=True).stdout
+    for words in ("Copy the lines", "Text to copy.", "Characters a line has at least.", "--overwrite", "default: 1"):
+        assert words in shown
+
+
+def test_a_lost_row_is_a_bug(copy):
+    failed = copy(filter__shortest=4, fault="lose")
+    assert failed.returncode == 1 and "rows do not add up: 3 in, 1 out, 0 rejected" in failed.stderr
+    assert not copy.output.exists()
+
+
+@pytest.mark.parametrize("fault", ["bug", "kill", "input"])
+def test_a_failed_run_leaves_no_output_and_starts_over(copy, fault):
+    assert copy(fault=fault).returncode != 0
+    assert not copy.output.exists() and (copy.partial / "part").exists()
+    done = copy()
+    assert done.returncode == 0 and "went on" not in done.stderr
+    assert not copy.partial.exists()
+
+
+def test_a_training_stage_goes_on(trainer):
+    assert trainer(fault="kill").returncode == -signal.SIGKILL
+    assert "goes on with the interrupted run" in trainer(dry_run="true").stdout
+    refused = trainer(filter__shortest=4)
+    assert refused.returncode == 2 and "filter.shortest" in refused.stderr
+    assert "would be refused" in trainer(filter__shortest=4, dry_run="true").stdout
+    done = trainer()
+    assert done.returncode == 0 and "went on" in done.stderr
+    assert not (trainer.output / ".plan.json").exists()
+
+
+@pytest.mark.parametrize("settings", [{"resume": "never"}, {"overwrite": "true", "filter__shortest": 4}])
+def test_a_training_stage_starts_over_when_told(trainer, settings):
+    assert trainer(fault="kill").returncode == -signal.SIGKILL
+    done = trainer(**settings)
+    assert done.returncode == 0 and "went on" not in done.stderr
+
+
+def test_a_run_cut_off_before_its_renaming_goes_on(trainer):
+    """All is written, and the output not yet renamed: nothing of it may be lost."""
+    code = (
+        "import os, runpy, sys; os.replace = lambda *names, real=os.replace: "
+        "os._exit(9) if str(names[1]).endswith('copied') else real(*names); "
+        "script = sys.argv[1]; sys.argv = sys.argv[1:]; runpy.run_path(script, run_name='__main__')"
+    )
+    cut = subprocess.run([sys.executable, "-c", code, *trainer.arguments()[1:]], capture_output=True, text=True)
+    assert cut.returncode == 9, cut.stderr
+    assert (trainer.partial / "manifest.json").exists() and not trainer.output.exists()
+    done = trainer()
+    assert done.returncode == 0 and "went on" in done.stderr
+
+
+def test_two_at_once_are_kept_apart(copy):
+    first = subprocess.Popen(copy.arguments(fault="wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "waiting\n"
+        second = copy()
+        assert second.returncode == 2 and "another process is writing it" in second.stderr
+    finally:
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=20)
+    assert first.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    assert copy().returncode == 0
+
+
+def test_dry_run_changes_nothing(copy):
+    assert "would run: its output is not there" in copy(dry_run="true").stdout
+    assert not copy.output.parent.exists()
+    copy.text.unlink()
+    missing = copy(dry_run="true")
+    assert missing.returncode == 0 and "input text" in missing.stdout
+
+
+def test_only_the_main_process_writes(copy):
+    environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
+    copy.partial.mkdir(parents=True)
+    done = subprocess.run(copy.arguments(), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert not copy.output.exists() and not (copy.partial / "manifest.json").exists()
+
+
+def test_metrics_are_json_lines(copy):
+    assert copy().returncode == 0
+    assert [json.loads(line) for line in (copy.output / "metrics.jsonl").read_text().splitlines()] == [
+        {"event": "train", "loss": 0.5}
+    ]
+
+
+def test_the_contract_imports_nothing_heavy():
+    """The pipeline asks every stage before it runs any; data preparation must not wait for torch."""
+    code = "import sys, launch.stage; print([n for n in ('torch', 'transformers', 'datasets') if n in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
