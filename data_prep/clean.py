@@ -7,16 +7,17 @@ become one space). Left out, with the reason, are posts that are too short, that
 set a model will be tested on (`--exclude`), or that cannot be read. They lie in `rejected/`: no post vanishes.
 """
 
-import html
 import re
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from html import unescape
+from html.entities import html5
 from pathlib import Path
 
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
-from data_prep.posts import post_files, read_posts
+from data_prep.posts import count_lines, post_files, read_posts
 from data_prep.urls import find_urls, remove_urls
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
@@ -71,13 +72,17 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
     """Read the posts one by one, and put each into the corpus or among the rejected."""
     _check(settings)
     files = post_files(settings.input)
+    passed_over = sorted(path.name for path in settings.input.glob("*") if path not in files)
+    if passed_over:
+        stage.log(f"not files of posts by their names, passed over: {', '.join(passed_over)}")
     excluded = Excluded(_excluded_folders(settings), settings.exclude_similarity)
     seen: set[bytes] = set()
     posts_of_file: Counter[str] = Counter()
     rows, facts = stage.rows, stage.facts
-    facts |= {"posts_with_urls": 0, "excluded_matches": []}
+    facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": []}
 
-    with DatasetWriter(stage.folder, CORPUS_FEATURES) as writer, stage.progress(None, "cleaning", unit="post") as bar:
+    bar = stage.progress(None, "cleaning", total=sum(map(count_lines, files)), unit="post")
+    with DatasetWriter(stage.folder, CORPUS_FEATURES) as writer, bar:
         for file in files:
             for post in read_posts(file):
                 bar.update()
@@ -124,8 +129,13 @@ def clean_text(text: str, unescape_html: bool = True) -> str:
         for _ in range(_ESCAPED_AT_MOST):
             if "&" not in text:
                 break
-            text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
+            text = _ENTITY.sub(_decoded, text)
     return " ".join(remove_urls(text).split())
+
+
+def _decoded(entity: re.Match[str]) -> str:
+    # `unescape` alone would also decode the beginning of an unknown name: "&notit;".
+    return unescape(entity[0]) if entity[0][1] == "#" or entity[0][1:] in html5 else entity[0]
 
 
 class Excluded:
@@ -157,11 +167,8 @@ class Excluded:
 def _too_short(text: str, minimum_words: int) -> str | None:
     if not text:
         return EMPTY
-    words = text.split(" ")
-    if len(words) >= minimum_words:
-        if sum(word.isalnum() or any(map(str.isalnum, word)) for word in words) >= minimum_words:
-            return None
-    return TOO_SHORT.format(minimum_words) if minimum_words > 0 else None
+    words = sum(word.isalnum() or any(map(str.isalnum, word)) for word in text.split(" "))
+    return TOO_SHORT.format(minimum_words) if words < minimum_words else None
 
 
 def _share_of(key: bytes) -> float:

@@ -34,7 +34,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     for line ends.
     """
     if not path.is_file():
-        raise InputError.at(path, None, "no such file", "Check the input folder: the file names are part of its layout.")
+        raise InputError.at(
+            path, None, "no such file", "Check the input folder: the file names are part of its layout."
+        )
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             line = line.removesuffix(b"\n").removesuffix(b"\r")
@@ -69,7 +71,9 @@ def read_tmn(path: Path, types: tuple[str, ...]) -> list[TaggedText]:
         else:
             columns = line.split("\t")
             if len(columns) != 2:
-                problem = f"{len(columns) - 1} tabs in {_shown(line)}" if len(columns) > 2 else f"no tab in {_shown(line)}"
+                problem = (
+                    f"{len(columns) - 1} tabs in {_shown(line)}" if len(columns) > 2 else f"no tab in {_shown(line)}"
+                )
                 raise InputError.at(path, number, problem, "A line is a token, one tab and its tag.")
             if tweet is None:
                 remedy = f"A tweet begins with a line `{IMAGE_LINE}` and the id of its image; a blank line ends it."

@@ -6,12 +6,13 @@ Reads `eng.train`, `eng.testa` and `eng.testb`, or `train.txt`, `valid.txt` and 
 spaces, tags in IOB1 (or BIO), which become BIO. `-DOCSTART-` lines are dropped and counted. Nothing else is changed.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_prep.column_files import TaggedText, read_conll
-from data_prep.layout import ENTITY_TYPES, NER_FEATURES, TAG_IDS, DatasetWriter
+from data_prep.layout import ENTITY_TYPES, NER_FEATURES, DatasetWriter, ner_row
 from data_prep.tag_repair import count_entities, iob1_to_bio
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
@@ -45,7 +46,7 @@ def make_conll2003(settings: Conll2003Settings, stage: Stage) -> None:
             sentences, documents = read_conll(path, ENTITY_TYPES)
             for sentence in stage.progress(sentences, f"writing {split}", unit="sentence"):
                 writer.add(split, _row(path, sentence))
-            counts = sum((count_entities(sentence.tags)[1] for sentence in sentences), start=count_entities([])[1])
+            counts = sum((count_entities(sentence.tags)[1] for sentence in sentences), start=Counter())
             stage.facts["document_starts"][split] = documents
             stage.facts["entities"][split] = dict(sorted(counts.items()))
             stage.rows.taken += len(sentences)
@@ -64,20 +65,16 @@ def _split_files(folder: Path) -> dict[str, Path]:
 
 
 def _row(path: Path, sentence: TaggedText) -> dict[str, Any]:
-    # `source_tags` are what scores are taken against: here the converted ones, since IOB1's own mean something else.
+    # `source_tags` are what scores are taken against: here the converted ones, since scorers read BIO, not IOB1.
     tags = iob1_to_bio(sentence.tags)
-    return {
-        "id": f"{path.name}:{sentence.line}",
-        "tokens": sentence.tokens,
-        "ner_tags": [TAG_IDS[tag] for tag in tags],
-        "source_tokens": sentence.tokens,
-        "source_tags": tags,
-        "source_index": list(range(len(sentence.tokens))),
-        "image_id": None,
-        "image": None,
-        "image_words": [],
-        "image_word_scores": None,
-    }
+    return ner_row(
+        f"{path.name}:{sentence.line}",
+        tokens=sentence.tokens,
+        tags=tags,
+        source_tokens=sentence.tokens,
+        source_tags=tags,
+        source_index=range(len(sentence.tokens)),
+    )
 
 
 if __name__ == "__main__":

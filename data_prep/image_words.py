@@ -8,7 +8,9 @@ from data_prep.column_files import read_lines
 from launch.errors import InputError
 
 ID_HEADERS = ("image_id", "id")
-_FORMAT = "A table of image words is a header line `image_id<TAB>text`, then on each line an image id, a tab and its text."
+_FORMAT = (
+    "A table of image words is a header line `image_id<TAB>text`, then on each line an image id, a tab and its text."
+)
 
 
 def read_image_words(path: Path, separator: str | None = None) -> dict[str, list[str]]:

@@ -42,6 +42,32 @@ NER_FEATURES = Features(
     }
 )
 
+
+def ner_row(
+    row_id: str,
+    tokens: Sequence[str],
+    tags: Sequence[str],
+    source_tokens: Sequence[str],
+    source_tags: Sequence[str],
+    source_index: Sequence[int],
+    image_id: str | None = None,
+) -> dict[str, Any]:
+    """A row of a `ner` data set, ``tags`` as strings, with nothing from the image yet. See `NER_FEATURES`."""
+    assert len(tokens) == len(tags) == len(source_index) and len(source_tokens) == len(source_tags)
+    return {
+        "id": row_id,
+        "tokens": tokens,
+        "ner_tags": [TAG_IDS[tag] for tag in tags],
+        "source_tokens": source_tokens,
+        "source_tags": source_tags,
+        "source_index": source_index,
+        "image_id": image_id,
+        "image": None,
+        "image_words": [],
+        "image_word_scores": None,
+    }
+
+
 SPLITS = ("train", "validation", "test")
 REJECTED = "rejected"
 SHARD_BYTES = 256 << 20
@@ -97,7 +123,9 @@ class DatasetWriter:
         if self.rows(REJECTED):
             configs.append(_config(REJECTED, [REJECTED], REJECTED))
         header = yaml.safe_dump({"configs": configs}, sort_keys=False)
-        counts = [f"| {split} | {self.rows(split)} |" for split in (*splits, *([REJECTED] if self.rows(REJECTED) else []))]
+        counts = [
+            f"| {split} | {self.rows(split)} |" for split in (*splits, *([REJECTED] if self.rows(REJECTED) else []))
+        ]
         lines = [f"# {title}", "", *([about, ""] if about else []), "| split | rows |", "|---|---:|", *counts, ""]
         lines += ["| column | type |", "|---|---|"]
         lines += [f"| `{name}` | {_type_in_words(feature)} |" for name, feature in self.features.items()]
@@ -155,7 +183,9 @@ def read_split(folder: Path, split: str, features: Features, columns: Sequence[s
         _check_columns(shard, wanted)
     table = pa.concat_tables([pq.read_table(shard, columns=list(wanted)) for shard in shards])
     # The shards' metadata may describe columns that were left out; the wanted features are what the table has now.
-    return Dataset(table.select(list(wanted)).cast(Features(wanted).arrow_schema), info=DatasetInfo(features=Features(wanted)))
+    return Dataset(
+        table.select(list(wanted)).cast(Features(wanted).arrow_schema), info=DatasetInfo(features=Features(wanted))
+    )
 
 
 def read_corpus(folder: Path, split: str) -> Dataset:
@@ -168,14 +198,13 @@ def read_ner(folder: Path, split: str, columns: Sequence[str] | None = None) -> 
     return read_split(folder, split, NER_FEATURES, columns)
 
 
-def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
-    """Ids and texts of a split of either kind of data set: `text`, or the source tokens joined by spaces."""
-    columns = pq.read_schema(_shards_of(folder / "data", split)[0]).names
-    if "text" in columns:
+def read_texts(folder: Path, split: str, words: str = "source_tokens") -> tuple[list[str], list[str]]:
+    """Ids and texts of a split of either kind of data set: `text`, or the column ``words`` joined by spaces."""
+    if "text" in pq.read_schema(_shards_of(folder / "data", split)[0]).names:
         corpus = read_corpus(folder, split)
         return corpus["id"][:], corpus["text"][:]
-    ner = read_ner(folder, split, columns=["id", "source_tokens"])
-    return ner["id"][:], [" ".join(tokens) for tokens in ner["source_tokens"]]
+    ner = read_ner(folder, split, columns=["id", words])
+    return ner["id"][:], [" ".join(tokens) for tokens in ner[words]]
 
 
 _SHARD_NAME = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
@@ -252,7 +281,10 @@ def _check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def _config(name: str, splits: Sequence[str], subfolder: str) -> dict[str, Any]:
-    return {"config_name": name, "data_files": [{"split": split, "path": f"{subfolder}/{split}-*.parquet"} for split in splits]}
+    return {
+        "config_name": name,
+        "data_files": [{"split": split, "path": f"{subfolder}/{split}-*.parquet"} for split in splits],
+    }
 
 
 def _type_in_words(feature: Any) -> str:

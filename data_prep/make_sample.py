@@ -2,13 +2,13 @@
 
     python data_prep/make_sample.py --output data_prep/sample
 
-The NER set shows what an image adds. Most of its entities have a name of two possible types (Jordan: person or
-place) in a text without a cue ("Jordan at last"); only the words of the image tell the type. Such posts come as
-*twins*: the same text twice in one split, once with each type, each with an image of its own. Hence no system
-that reads the text alone can type more than half of these entities, by construction.
+The NER set shows what an image adds. Most of its entities have a name of two possible types (Jordan: person
+or place) in a text without a cue ("Jordan at last"); only the words of the image tell the type. Such posts
+come as *twins*: the same text twice in one split, once with each type, each with an image of its own. Hence
+no system that reads the text alone can type more than half of these entities, by construction.
 
-Everything is drawn from `random.Random(seed).random()`, whose sequence Python guarantees across versions, by the
-helpers of `Draw`; `choice`, `shuffle` and their like are not covered by that guarantee and not used.
+Everything is drawn from `random.Random(seed).random()`, whose sequence Python guarantees across versions, by
+the helpers of `Draw`; `choice`, `shuffle` and their like are not covered by that guarantee and not used.
 """
 
 import argparse
@@ -100,11 +100,11 @@ CLEAR = {
     """),
 }
 
-# Words in the style of image-classification labels: for each type, the scenes that go with it. Some words belong
-# to scenes of two types (a scoreboard hangs over players and over teams), so that no single word decides.
+# Words in the style of image-classification labels: for each type, the scenes that go with it. Some words
+# belong to scenes of two types (a scoreboard hangs over players and over teams), so no single word decides.
 SCENES = {
     "PER": _scenes("""
-        basketball, scoreboard, running shoe, sweatshirt, racket, volleyball, tennis ball, punching bag, jersey
+        basketball, scoreboard, running shoe, sweatshirt, racket, volleyball, tennis ball, jersey
         microphone, electric guitar, stage, acoustic guitar, drum, violin, loudspeaker, grand piano, spotlight
         suit, bow tie, sunglasses, wig, lipstick, necklace, gown, hair spray, cowboy hat
     """),
@@ -127,7 +127,7 @@ SCENES = {
 }
 NEUTRAL_WORDS = _words("""
     web site, envelope, paper towel, coffee mug, window shade, tabby cat, golden retriever, teapot, pillow,
-    wall clock, umbrella, flowerpot, wooden spoon, backpack, water bottle, doormat, lampshade, bookcase, candle
+    wall clock, umbrella, wooden spoon, backpack, water bottle, doormat, lampshade, bookcase
 """)
 
 # A slot takes the next name: {PER} one of that type, {} one of any, {~PER} one whose tags lack their B-: the
@@ -149,14 +149,14 @@ UNCUED = _lines("""
     today was all about {}
     finally {}
     {} made my week
-    who else loves {} ?
+    who else loves {}
     say hello to {}
     here is {}
     {} looks amazing
     could not stop looking at {}
     my heart belongs to {}
     {} before everything else
-    are you ready for {} ?
+    get ready for {}
     everyone talks about {}
     the best of {}
     {} in one picture
@@ -405,7 +405,7 @@ def draw_image_words(draw: Draw, entity_type: str | None) -> list[str]:
 
 @dataclass
 class PostMaker:
-    """Makes posts; no text, links aside, serves twice, be it in two splits or in two pairs of twins."""
+    """Makes posts; no text, links and mentions aside, is in two splits or in two pairs of twins."""
 
     draw: Draw
     used: set[str] = field(default_factory=set)
@@ -413,7 +413,7 @@ class PostMaker:
     def _new_text(self, tagged: Tagged) -> Tagged:
         while True:
             decorated = decorate(self.draw, tagged)
-            text = " ".join(token for token, _ in decorated).lower()
+            text = " ".join("@" if token.startswith("@") else token for token, _ in decorated)
             if text not in self.used:
                 self.used.add(text)
                 return decorated
@@ -487,7 +487,8 @@ def make_raw_post(draw: Draw) -> str:
         if draw.chance(0.4):
             template, entities = draw.one(CUED[entity_type]), [(draw.one(names), entity_type)]
         elif draw.chance(0.5):
-            template, entities = draw.one(UNCUED), [(draw.one(names), entity_type)]
+            template = draw.one(UNCUED + UNCUED_TWO)
+            entities = [(name, entity_type) for name in draw.some(names, template.count("{}"))]
         else:
             template = draw.one(CUED[entity_type] + CUED_SEVERAL + ORPHANED)
             entities = draw_names(draw, template)
@@ -620,20 +621,20 @@ or invented and refer to nobody. To make it again, byte for byte:
 
     python data_prep/make_sample.py --output data_prep/sample --seed {seed}
 
-It lets the whole chain run offline in minutes and shows what an image adds to a text. It says nothing about how
-well a recognizer works on real posts: do not report scores on it as results.
+It lets the whole chain run offline in minutes and shows what an image adds to a text. It says nothing about
+how well a recognizer works on real posts: do not report scores on it as results.
 
 | file | what it is | size |
 |---|---|---|
-| `posts.txt` | raw posts, one a line: links, mentions, HTML entities, repeats, too short ones | {posts} posts |
+| `posts.txt` | raw posts, one a line: links, mentions, HTML entities, repeats, short ones | {posts} posts |
 | `train.txt` `valid.txt` `test.txt` | posts with entities, in TMN's (Twitter-2015's) layout | {ner} posts |
 | `image_words.tsv` | five words for each image, as an image classifier's labels | {images} images |
 | `eng.train` `eng.testa` `eng.testb` | news in CoNLL-2003's layout (four columns, IOB1) | {news} sentences |
 
 ## The entities
 
-Six posts in ten ({twins} in all) are twins: the same text twice in one split, its name of one type in one post
-and of another type in the other. "Jordan at last" is a person with `basketball, scoreboard` and a place with
+Six posts in ten ({twins} in all) are twins: the same text twice in one split, its name of one type in one
+post and of another in the other. "Jordan at last" is a person with `basketball, scoreboard` and a place with
 `desert, camel`. The text holds no cue, so a recognizer that reads the text alone types at most half of these
 entities right, whatever it learns, and one that is given the words of other images about half.
 

@@ -20,7 +20,7 @@ SIMILAR = 0.8
 """Jaccard similarity of word sets from which two posts count as near-duplicates."""
 
 # Tokenizers part names at underscores: "rt @sn _ ohio :".
-_RETWEET = re.compile(r"^\W*rt\s+@\w+(?:\s*_\s*\w*)*\s*:")
+_RETWEET = re.compile(r"^\W{0,8}rt\s{1,4}@(?:\w|\s(?=_)|(?<=_)\s){1,40}\s?:")
 _WORD = re.compile(r"[^\W_]+")
 _ROUNDING = 1e-9
 

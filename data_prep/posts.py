@@ -8,10 +8,13 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from launch.errors import InputError
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+
+BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
 
 NOT_UTF8 = "not UTF-8"
 NOT_A_POST = "not a JSON object with a text"
@@ -47,7 +50,9 @@ def post_files(path: Path) -> list[Path]:
 
 def stem_of(file: Path) -> str:
     """A file's name without its ending: what the ids of its posts begin with."""
-    return next(file.name.removesuffix(suffix) for suffix in sorted(SUFFIXES, key=len)[::-1] if file.name.endswith(suffix))
+    return next(
+        file.name.removesuffix(suffix) for suffix in sorted(SUFFIXES, key=len)[::-1] if file.name.endswith(suffix)
+    )
 
 
 def read_posts(file: Path) -> Iterator[Post]:
@@ -57,9 +62,8 @@ def read_posts(file: Path) -> Iterator[Post]:
     """
     stem = stem_of(file)
     read = _post_of_json if ".jsonl" in file.name[len(stem) :] else Post
-    number = 0
     try:
-        with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as lines:
+        with _open(file) as lines:
             for number, line in enumerate(lines, start=1):
                 line = line.removesuffix(b"\n").removesuffix(b"\r")
                 if number == 1:
@@ -69,11 +73,30 @@ def read_posts(file: Path) -> Iterator[Post]:
                     yield read(post_id, line.decode("utf-8"))
                 except UnicodeDecodeError:
                     yield Post(post_id, line.decode("utf-8", "backslashreplace"), NOT_UTF8)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError.at(file, number + 1, f"broken gzip data ({error})", "Get the file again.") from None
+    except BROKEN_GZIP as error:
+        raise _broken(file, error) from None
+
+
+def count_lines(file: Path) -> int:
+    """Lines of a file of posts, for the progress bar: a quick pass that only reads."""
+    try:
+        with _open(file) as lines:
+            return sum(1 for _ in lines)
+    except BROKEN_GZIP as error:
+        raise _broken(file, error) from None
+
+
+def _open(file: Path) -> IO[bytes]:
+    return gzip.open(file) if file.suffix == ".gz" else open(file, "rb")
+
+
+def _broken(file: Path, error: Exception) -> InputError:
+    return InputError.at(file, None, f"broken gzip data ({error})", "Get the file again.")
 
 
 def _post_of_json(post_id: str, line: str) -> Post:
+    if not line.strip():
+        return Post(post_id, line)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

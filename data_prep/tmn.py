@@ -14,7 +14,7 @@ from typing import Any, Literal
 from data_prep.column_files import TaggedText, read_tmn
 from data_prep.image_words import read_image_words
 from data_prep.images import read_image
-from data_prep.layout import ENTITY_TYPES, NER_FEATURES, TAG_IDS, DatasetWriter
+from data_prep.layout import ENTITY_TYPES, NER_FEATURES, DatasetWriter, ner_row
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
 from data_prep.tag_repair import count_entities, repair_orphans, tags_without_tokens
 from data_prep.urls import remove_urls_from_tokens
@@ -69,7 +69,7 @@ def make_tmn(settings: TmnSettings, stage: Stage) -> None:
     with DatasetWriter(stage.folder, NER_FEATURES) as writer:
         for split, split_tweets in tweets.items():
             for tweet in stage.progress(split_tweets, f"writing {split}", unit="tweet"):
-                row = ner_row(f"{Path(SPLIT_FILES[split]).stem}:{tweet.line}", tweet)
+                row = _row(f"{Path(SPLIT_FILES[split]).stem}:{tweet.line}", tweet)
                 row["image_words"] = words_by_id.get(tweet.image_id, [])
                 if settings.images is not None:
                     row["image"], problem = read_image(settings.images, tweet.image_id)
@@ -98,24 +98,6 @@ def make_tmn(settings: TmnSettings, stage: Stage) -> None:
         about="`tokens` and `ner_tags` are for training: URLs removed, orphan `I-` tags made `B-`. Scores are taken against "
         "`source_tags`, over `source_tokens`: the file's own, but for `OTHER`, which is MISC.",
     )
-
-
-def ner_row(row_id: str, text: TaggedText) -> dict[str, Any]:
-    """A row of a `ner` data set: URLs removed with their tags, tags repaired, the source beside them, no image."""
-    left_over = remove_urls_from_tokens(text.tokens)
-    kept = [position for position, token in enumerate(left_over) if token]
-    return {
-        "id": row_id,
-        "tokens": [left_over[position] for position in kept],
-        "ner_tags": [TAG_IDS[tag] for tag in tags_without_tokens(text.tags, kept)],
-        "source_tokens": text.tokens,
-        "source_tags": text.tags,
-        "source_index": kept,
-        "image_id": text.image_id,
-        "image": None,
-        "image_words": [],
-        "image_word_scores": None,
-    }
 
 
 def audit(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
@@ -164,6 +146,21 @@ def audit_table(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _row(row_id: str, tweet: TaggedText) -> dict[str, Any]:
+    """The tweet without its URLs and their tags, the rest of the tags repaired, its source beside it."""
+    left_over = remove_urls_from_tokens(tweet.tokens)
+    kept = [position for position, token in enumerate(left_over) if token]
+    return ner_row(
+        row_id,
+        tokens=[left_over[position] for position in kept],
+        tags=tags_without_tokens(tweet.tags, kept),
+        source_tokens=tweet.tokens,
+        source_tags=tweet.tags,
+        source_index=kept,
+        image_id=tweet.image_id,
+    )
+
+
 def _near_duplicates(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
     found = {}
     words = {split: [words_of(" ".join(tweet.tokens)) for tweet in of_split] for split, of_split in tweets.items()}
@@ -197,6 +194,8 @@ def _image_words(settings: TmnSettings, stage: Stage, tweets: dict[str, list[Tag
         "images_without_words": len(missing) + sum(not words_by_id[i] for i in needed if i in words_by_id),
         "lines_not_used": sum(image_id not in needed for image_id in words_by_id),
     }
+    facts = stage.facts["image_words"]
+    stage.log(f"image words: {facts['images_without_words']} of {len(needed)} images have none")
     return words_by_id
 
 

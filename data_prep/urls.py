@@ -58,7 +58,7 @@ def remove_urls_from_tokens(tokens: list[str]) -> list[str]:
     """What removing the URLs leaves of each token: as many strings as ``tokens``, empty for a token that goes.
 
     A token goes if it is a URL, is a piece of one ("https", ":", "//t", ".", "co/abc"), or holds nothing but
-    punctuation beside one. Words glued to a URL stay: "http://t.co/Icx262EgEU@victoria" leaves "@victoria".
+    punctuation beside one. Words glued to a URL stay: "http://t.co/Abcdef1234@victoria" leaves "@victoria".
     """
     urls = find_urls(" ".join(tokens))
     left_over, token_start = [], 0

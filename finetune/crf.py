@@ -176,7 +176,7 @@ class LinearChainCRF(nn.Module):
 
     def _score(self, emissions_BWL: Tensor, labels_BW: Tensor, mask_BW: Tensor) -> Tensor:
         """Unnormalized log-probability [B] of the labels."""
-        start_L, transitions_PN, end_L = self._scores()
+        start_L, transitions_PN, end_L = (scores.to(emissions_BWL) for scores in self._scores())
         # Sums over one-hot labels instead of indexing: the gradient of indexing adds up in no fixed order.
         labels_BWL = nn.functional.one_hot(labels_BW, self.num_labels).to(emissions_BWL) * mask_BW[:, :, None]
         counts_BPN = labels_BWL[:, :-1].transpose(1, 2) @ labels_BWL[:, 1:]

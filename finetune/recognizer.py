@@ -1,12 +1,218 @@
-"""A trained recognizer, loaded from its folder: entities in texts, with character offsets, types and scores."""
+"""A trained recognizer, loaded from its folder: entities in posts, with character offsets, types and scores.
+
+>>> recognizer = Recognizer.from_pretrained("runs/ner")                             # doctest: +SKIP
+>>> recognizer.entities(["Jordan at last!"], [["desert", "camel"]])                 # doctest: +SKIP
+[[Entity(text='Jordan', type='LOC', start=0, end=6, score=0.93)]]
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from finetune.crf import PENALTY
+from finetune.features import Encoded, InputFormat, collate, encode
+from finetune.post_words import PostWords, encodable
+from finetune.scorer import spans
+from finetune.systems.msb import MSBConfig, MSBForTokenClassification, WordTagger
+from finetune.tags import TagScheme, split_tag
+from launch.errors import InputError
+from launch.pretrained import encoder_input, load_pretrained, load_tokenizer
 
 CODE_FILES = ("systems/msb.py", "crf.py", "tags.py")
 """What a model with a CRF needs to load with ``trust_remote_code``, without this toolkit."""
+
+READ_AT_ONCE = 64
+"""Posts that go through the model together."""
+
+ImageWords = Sequence[Sequence[str] | str | None]
+"""For each post what is known of its image: words, or one text such as a caption, or nothing."""
+
+# Without this, transformers would ask whether to run the code beside the weights, which is ours.
+AutoConfig.register(MSBConfig.model_type, MSBConfig, exist_ok=True)
+AutoModelForTokenClassification.register(MSBConfig, MSBForTokenClassification, exist_ok=True)
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A named entity in a text."""
+
+    text: str
+    """``text[start:end]`` of the post."""
+    type: str
+    """PER, LOC, ORG or MISC, or what else the model was trained on."""
+    start: int
+    """Where it begins, in characters (Unicode code points, as Python counts them)."""
+    end: int
+    """Where it ends, exclusive."""
+    score: float
+    """The model's probability of exactly these words with this type: of their labels, and that the entity does not go
+    on. With a CRF all labels of the other words are summed out; with a softmax it is the product over the words."""
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What was found in one post."""
+
+    entities: list[Entity]
+    tags: list[str]
+    """A BIO tag for each slot of the post (each token, if it was given as tokens); ``O`` for URLs and words cut off."""
+    words_truncated: int
+    """Words that did not fit the model's input, in which nothing was looked for."""
+
+
+class Recognizer:
+    """A model with what its texts must go through. Made by :meth:`from_pretrained`.
+
+    ``reads_image_words`` says whether it was trained with image words; one that was not is never given any.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scheme: TagScheme,
+        layout: InputFormat,
+        reads_image_words: bool,
+        device: str | None = None,
+    ) -> None:
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.tagger = WordTagger(model).to(self.device).eval()
+        except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it has not
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {device}: cannot be used ({reason}). Give one that torch has, as cpu.") from None
+        self.tokenizer = tokenizer
+        self.scheme = scheme
+        self.layout = layout
+        self.reads_image_words = reads_image_words
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, device: str | None = None) -> Recognizer:
+        """Load a recognizer from the output folder of `finetune/ner.py`, or from the Hub by its id.
+
+        ``device`` is torch's name for it; None takes the GPU if there is one. Raises InputError for what is no such
+        recognizer. Code that lies beside the weights is never run.
+        """
+        name = str(model)
+        config = _read_config(name)
+        model_class = (
+            MSBForTokenClassification
+            if config.get("model_type") == MSBConfig.model_type
+            else AutoModelForTokenClassification
+        )
+        loaded, _ = load_pretrained(model_class, name, ())
+        scheme = _scheme_of(name, loaded.config)
+        try:
+            layout = InputFormat(**config["msb_input"])
+        except (TypeError, ValueError) as error:
+            raise _no_recognizer(name, f"msb_input in its config.json is not understood ({error})") from None
+        tokenizer = load_tokenizer(name)
+        return cls(loaded, tokenizer, scheme, layout, bool(config.get("msb_image_words")), device)
+
+    def entities(self, texts: Sequence[str], image_words: ImageWords | None = None) -> list[list[Entity]]:
+        """The entities of raw texts, in order, not overlapping; places and spelling are those of the text as given."""
+        return [found.entities for found in self.recognize([PostWords.of_text(text) for text in texts], image_words)]
+
+    def tag(self, tokens_of_posts: Sequence[Sequence[str]], image_words: ImageWords | None = None) -> list[list[str]]:
+        """BIO tags of posts given as tokens, one for each token; ``O`` for URLs and for words that do not fit."""
+        posts = [PostWords.of_tokens(tokens) for tokens in tokens_of_posts]
+        return [found.tags for found in self.recognize(posts, image_words)]
+
+    def recognize(self, posts: Sequence[PostWords], image_words: ImageWords | None = None) -> list[Recognized]:
+        """What is found in each post, in their order. ValueError if there are not as many image words as posts."""
+        if image_words is None or not self.reads_image_words:
+            words_of_images: list[list[str]] = [[] for _ in posts]
+        elif len(image_words) != len(posts):
+            raise ValueError(f"{len(posts)} posts, but image words for {len(image_words)}")
+        else:
+            words_of_images = [_as_list(words) for words in image_words]
+        encoded = encode([post.words for post in posts], words_of_images, self.tokenizer, self.layout)
+        # Posts of like length together, so that little is padding.
+        order = sorted(range(len(posts)), key=lambda index: -len(encoded[index].pieces))
+        results: list[Recognized | None] = [None] * len(posts)
+        for start in range(0, len(order), READ_AT_ONCE):
+            chosen = order[start : start + READ_AT_ONCE]
+            found = self._recognize_batch([posts[i] for i in chosen], [encoded[i] for i in chosen])
+            for index, result in zip(chosen, found, strict=True):
+                results[index] = result
+        return results
+
+    @torch.inference_mode()
+    def _recognize_batch(self, posts: list[PostWords], encoded: list[Encoded]) -> list[Recognized]:
+        batch = {name: x.to(self.device) for name, x in collate(encoded, None, self.tokenizer.pad_token_id).items()}
+        word_mask_BW = batch.pop("word_mask_BW")
+        emissions_BWL = self.tagger.emissions(**batch)
+        ids_of_posts = self.tagger.decode(emissions_BWL, word_mask_BW)
+        tags_of_posts = [_tags_of_slots(post, self.scheme.decode(ids)) for post, ids in zip(posts, ids_of_posts)]
+        # Entities as (row of the batch, type, first slot, slot after the last).
+        found = [
+            (row, *span)
+            for row, (post, tags) in enumerate(zip(posts, tags_of_posts, strict=True))
+            for span in spans(tags, "conlleval")
+        ]
+        places = [
+            (row, posts[row].slot_of.index(first), posts[row].slot_of.index(end - 1) + 1)
+            for row, _, first, end in found
+        ]
+        scores = self._scores(emissions_BWL, word_mask_BW, ids_of_posts, places)
+        entities: list[list[Entity]] = [[] for _ in posts]
+        for (row, entity_type, first, end), score in zip(found, scores, strict=True):
+            post = posts[row]
+            begin, stop = post.slots[first][0], post.slots[end - 1][1]
+            entities[row].append(Entity(post.text[begin:stop], entity_type, begin, stop, score))
+        return [
+            Recognized(entities[row], tags_of_posts[row], encoded[row].words_truncated) for row in range(len(posts))
+        ]
+
+    def _scores(
+        self,
+        emissions_BWL: torch.Tensor,
+        word_mask_BW: torch.Tensor,
+        ids_of_posts: list[list[int]],
+        places: list[tuple[int, int, int]],
+    ) -> list[float]:
+        """The probability of each entity, given as (row of the batch, first word, word after the last).
+
+        It is Z' / Z, where Z' sums over the label sequences that hold the entity: all other labels of its words, and
+        those of the next word that would continue it, are given a penalty. As the found labels y are among these
+        sequences, Z' / Z = p(y) / p'(y).
+        """
+        if not places:
+            return []
+        labels_BW = torch.zeros(word_mask_BW.shape, dtype=torch.long)
+        for row, ids in enumerate(ids_of_posts):
+            labels_BW[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+        rows = torch.tensor([row for row, _, _ in places])
+        blocked_EWL = torch.zeros(len(places), *emissions_BWL.shape[1:], dtype=torch.bool)
+        for entity, (row, first, end) in enumerate(places):
+            ids = ids_of_posts[row]
+            for word in range(first, end):
+                blocked_EWL[entity, word] = True
+            if end < len(ids):
+                entity_type = split_tag(self.scheme.labels[ids[end - 1]])[1]
+                for label, name in enumerate(self.scheme.labels):
+                    blocked_EWL[entity, end, label] = name in (f"I-{entity_type}", f"E-{entity_type}")
+        blocked_EWL.scatter_(2, labels_BW[rows][:, :, None], False)
+        # In double precision: the two numbers are large beside their difference.
+        inputs_EWL, mask_EW = emissions_BWL[rows].double(), word_mask_BW[rows]
+        labels_EW = labels_BW[rows].to(self.device)
+        masked_EWL = inputs_EWL.masked_fill(blocked_EWL.to(self.device), PENALTY)
+        log_p_E = self.tagger.log_probability(inputs_EWL, mask_EW, labels_EW)
+        log_p_E -= self.tagger.log_probability(masked_EWL, mask_EW, labels_EW)
+        return log_p_E.exp().clamp(max=1.0).tolist()
 
 
 def add_model_code(folder: Path) -> None:
@@ -16,7 +222,7 @@ def add_model_code(folder: Path) -> None:
     """
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    if config["model_type"] != "msb":
+    if config["model_type"] != MSBConfig.model_type:
         return
     for name in CODE_FILES:
         source = (Path(__file__).parent / name).read_text(encoding="utf-8")
@@ -26,3 +232,51 @@ def add_model_code(folder: Path) -> None:
         "AutoModelForTokenClassification": "msb.MSBForTokenClassification",
     }
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _tags_of_slots(post: PostWords, tags_of_words: list[str]) -> list[str]:
+    tags = ["O"] * len(post.slots)
+    for slot, tag in zip(post.slot_of, tags_of_words, strict=False):  # words that were cut off have no tag
+        tags[slot] = tag
+    return tags
+
+
+def _as_list(words: Sequence[str] | str | None) -> list[str]:
+    """Image words as a list of texts; a single text, such as a caption, is a list of one."""
+    listed = [words] if isinstance(words, str) else list(words or [])
+    return [encodable(word) for word in listed if word]
+
+
+def _read_config(name: str) -> dict[str, Any]:
+    """The raw ``config.json`` of a recognizer; InputError for anything else."""
+    place = encoder_input(name)
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise _no_recognizer(name, "there is no config.json" if place.is_dir() else "there is no such folder")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise _no_recognizer(name, f"its config.json cannot be read ({reason})") from None
+    missing = [key for key in ("msb_input", "msb_scheme", "id2label") if key not in config]
+    if missing:
+        raise _no_recognizer(name, f"its config.json has no {', '.join(missing)}")
+    return config
+
+
+def _scheme_of(name: str, config: PreTrainedConfig) -> TagScheme:
+    """The tag scheme of a model; InputError if its labels are not what its scheme makes of any types."""
+    labels = [config.id2label.get(index) for index in range(len(config.id2label))]
+    types = tuple(dict.fromkeys(split_tag(label)[1] for label in labels if label and label != "O"))
+    try:
+        scheme = TagScheme(config.msb_scheme, types)
+    except ValueError as error:
+        raise _no_recognizer(name, f"its labels are not understood ({error})") from None
+    if scheme.labels != labels:
+        raise _no_recognizer(name, f"its labels ({', '.join(map(str, labels))}) are not those of {scheme.name}")
+    return scheme
+
+
+def _no_recognizer(name: str, problem: str) -> InputError:
+    return InputError(
+        f"{name}: not a recognizer: {problem}. Give the output folder of finetune/ner.py, or the Hub id of one."
+    )

@@ -21,7 +21,7 @@ from finetune.systems.msb import WordTagger
 from finetune.tags import TagScheme
 from launch.errors import InputError
 from launch.files import write_text_whole
-from launch.loop import Batch, sum_over_processes, to_device
+from launch.loop import Batch, micro_batches, sum_over_processes, to_device
 
 COLUMNS = ["id", "tokens", "ner_tags", "source_tokens", "source_tags", "source_index", "image_id", "image_words"]
 
@@ -111,11 +111,11 @@ class Tagging:
         tagger = accelerator.unwrap_model(model)
         loss = weight = 0.0
         labelled = []
-        for tweets, batch in batches(self.validation, accelerator, self.validation_labels):
+        for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
             word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
             emissions_BWL = tagger.emissions(**batch)
-            loss += float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
-            weight += float(word_mask_BW.sum())
+            loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
+            weight += counts * float(word_mask_BW.sum())
             labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
         metrics = {"loss": sum_over_processes(accelerator, loss) / sum_over_processes(accelerator, weight)}
         predicted = assemble(self.validation, labelled, self.scheme, accelerator)
@@ -128,7 +128,7 @@ class Tagging:
 def predict(tagger: WordTagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
     """BIO tags of each tweet of a split, over its source tokens; the processes share the work."""
     labelled = []
-    for tweets, batch in batches(split, accelerator):
+    for tweets, _, batch in batches(split, accelerator):
         word_mask_BW = batch.pop("word_mask_BW")
         labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
     return assemble(split, labelled, scheme, accelerator)
@@ -149,13 +149,11 @@ def assemble(
 
 def batches(
     split: Split, accelerator: Accelerator, labels: list[list[int]] | None = None
-) -> Iterator[tuple[list[int], Batch]]:
-    """This process's share of a split: indexes of tweets and their tensors, longest first."""
+) -> Iterator[tuple[list[int], bool, Batch]]:
+    """This process's share of a split, longest first: indexes of tweets, whether this process counts them, tensors."""
     order = sorted(range(len(split.rows)), key=lambda index: -len(split.encoded[index].pieces))
-    mine = order[accelerator.process_index :: accelerator.num_processes]
-    for start in range(0, len(mine), PREDICTED_AT_ONCE):
-        tweets = mine[start : start + PREDICTED_AT_ONCE]
-        yield tweets, to_device(make_batch(split, tweets, labels), accelerator.device)
+    for tweets, counts in micro_batches(order, PREDICTED_AT_ONCE, accelerator.process_index, accelerator.num_processes):
+        yield tweets, counts, to_device(make_batch(split, tweets, labels), accelerator.device)
 
 
 def make_batch(split: Split, tweets: Sequence[int], labels: list[list[int]] | None) -> Batch:

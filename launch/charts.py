@@ -124,9 +124,7 @@ def line_chart(
     for tick in ticks(y_low, y_high):
         y = y_of(tick)
         out.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(
-                left, width - right, y, y
-            )
+            Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>').format(left, width - right, y, y)
         )
         out.append(
             Markup('<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(
@@ -159,9 +157,9 @@ def line_chart(
     for line in lines:
         if line.mark:
             out.append(
-                Markup(
-                    '<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="3.4" style="stroke:var(--{})"/>'
-                ).format(x_of(line.mark[0]), y_of(line.mark[1]), line.colour)
+                Markup('<circle class="mark" cx="{:.1f}" cy="{:.1f}" r="3.4" style="stroke:var(--{})"/>').format(
+                    x_of(line.mark[0]), y_of(line.mark[1]), line.colour
+                )
             )
     labelled = [line for line in lines if line.label]
     for line, y in zip(labelled, _spread([y_of(line.points[-1][1]) for line in labelled], 13), strict=True):
@@ -203,9 +201,9 @@ def bar_chart(
             )
         )
         out.append(
-            Markup(
-                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" rx="1.5" style="fill:var(--{})"/>'
-            ).format(left, y - thick / 2, x_of(bar.value) - left, thick, bar.colour)
+            Markup('<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" rx="1.5" style="fill:var(--{})"/>').format(
+                left, y - thick / 2, x_of(bar.value) - left, thick, bar.colour
+            )
         )
         if bar.spread:
             ends_x = x_of(bar.value - bar.spread), x_of(bar.value + bar.spread)
@@ -225,9 +223,7 @@ def bar_chart(
         end = x_of(bar.value + (bar.spread or 0))
         if bar.reference is not None and abs(x_of(bar.reference) - end) < _text_width(bar.text, 11.5) + 16:
             end = max(end, x_of(bar.reference))  # the tick would cross the text: write after both
-        out.append(
-            Markup('<text class="value" x="{:.1f}" y="{:.1f}">{}</text>').format(end + 7, y + 4, bar.text)
-        )
+        out.append(Markup('<text class="value" x="{:.1f}" y="{:.1f}">{}</text>').format(end + 7, y + 4, bar.text))
     out.append(
         Markup('<line class="base" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
             left, head, head + row * len(bars)
@@ -241,9 +237,7 @@ def bar_chart(
             )
         )
     if axis_label:
-        out.append(
-            Markup('<text class="axis" x="{:.1f}" y="{}">{}</text>').format(left, height - 4, axis_label)
-        )
+        out.append(Markup('<text class="axis" x="{:.1f}" y="{}">{}</text>').format(left, height - 4, axis_label))
     return _svg(out, width, height, description)
 
 
@@ -276,9 +270,7 @@ def chain_diagram(nodes: Sequence[Node], description: str) -> Markup:
             tip = f"M{end[0] - 1:.0f} {end[1] - 4:.0f}l6 4l-6 4z"
             kind = "weights" if weights else "data"
             out.append(
-                Markup('<path class="edge {}" d="{}"/><path class="tip {}" d="{}"/>').format(
-                    kind, path, kind, tip
-                )
+                Markup('<path class="edge {}" d="{}"/><path class="tip {}" d="{}"/>').format(kind, path, kind, tip)
             )
     for node in nodes:
         x, y = corner(node.key)
@@ -289,9 +281,7 @@ def chain_diagram(nodes: Sequence[Node], description: str) -> Markup:
             )
         ]
         texts += [
-            Markup('<text class="node-line" x="{}" y="{}">{}</text>').format(
-                x + pad, y + 35 + 15 * i, _cut(line, fits)
-            )
+            Markup('<text class="node-line" x="{}" y="{}">{}</text>').format(x + pad, y + 35 + 15 * i, _cut(line, fits))
             for i, line in enumerate(node.lines)
         ]
         box = Markup('<rect class="node {}" x="{}" y="{}" width="{}" height="{}" rx="5"/>').format(
@@ -372,10 +362,8 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
-def _svg(
-    parts: Sequence[Markup], width: float, height: float, description: str, fixed: bool = False
-) -> Markup:
+def _svg(parts: Sequence[Markup], width: float, height: float, description: str, fixed: bool = False) -> Markup:
     size = Markup(' width="{:.0f}" height="{:.0f}"').format(width, height) if fixed else Markup("")
-    return Markup(
-        '<svg class="chart" viewBox="0 0 {:.0f} {:.0f}"{} role="img" aria-label="{}">{}</svg>'
-    ).format(width, height, size, description, Markup("").join(parts))
+    return Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}"{} role="img" aria-label="{}">{}</svg>').format(
+        width, height, size, description, Markup("").join(parts)
+    )

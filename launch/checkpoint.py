@@ -20,6 +20,7 @@ from safetensors.torch import load_model, save_file, save_model
 from launch.files import sha256_of_file, sync_to_disk, write_json_whole
 
 PREFIX = "step-"
+STATE_NAME = "state.json"
 CHECKSUMS_NAME = "checksums.json"
 
 
@@ -43,7 +44,7 @@ def begin_checkpoint(folder: Path, step: int) -> Path:
 
 def finish_checkpoint(temporary: Path, state: dict[str, Any]) -> Path:
     """Add the position and the checksums, flush all to disk, and give the folder its name."""
-    write_json_whole(temporary / "state.json", state)
+    write_json_whole(temporary / STATE_NAME, state)
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     checksums = {path.relative_to(temporary).as_posix(): sha256_of_file(path) for path in files}
     for path in files:
@@ -73,6 +74,8 @@ def damage(checkpoint: Path) -> str | None:
         checksums = json.loads((checkpoint / CHECKSUMS_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"{CHECKSUMS_NAME} cannot be read ({type(error).__name__})"
+    if not isinstance(checksums, dict) or STATE_NAME not in checksums:
+        return f"{CHECKSUMS_NAME} is not what was written"
     for name, checksum in checksums.items():
         path = checkpoint / name
         if not path.is_file():
@@ -84,19 +87,22 @@ def damage(checkpoint: Path) -> str | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The position that a checkpoint holds."""
-    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
 
 
 def restore_checkpoint(checkpoint: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put the weights and the optimizer's state back, in place."""
     load_model(model, str(checkpoint / "model.safetensors"))
-    parameters = dict(model.named_parameters())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    index_of = {names[parameter]: index for index, parameter in enumerate(parameters)}
+    entries: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(str(checkpoint / "optimizer.safetensors"), framework="pt") as file:
         for key in file.keys():
             name, _, entry = key.rpartition(".")
-            parameter = parameters[name]
-            value = file.get_tensor(key)
-            optimizer.state[parameter][entry] = value if entry == "step" else value.to(parameter.device)
+            entries.setdefault(index_of[name], {})[entry] = file.get_tensor(key)
+    # Not assigned here: the optimizer knows which entries belong on the parameter's device (fused: all; else not `step`).
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:

@@ -120,9 +120,7 @@ def build_gallery(found: list[Configuration], most: int = 48) -> Gallery | None:
 
 def _choose(pools: dict[str, list[tuple[str, Tweet]]], most: int) -> list[Tweet]:
     """A mix, dealt in turn: helped, wrong, right, misled."""
-    queues = {
-        kind: [t for _, t in sorted(pool, key=lambda p: (_plain(p[1]), p[0]))] for kind, pool in pools.items()
-    }
+    queues = {kind: [t for _, t in sorted(pool, key=lambda p: (_plain(p[1]), p[0]))] for kind, pool in pools.items()}
     chosen: list[Tweet] = []
     while len(chosen) < most and any(queues.values()):
         for kind in ("helped", "wrong", "right", "misled"):
@@ -148,9 +146,7 @@ def _identity(row: dict[str, Any]) -> str:
 
 def _tweet(row: dict[str, Any], rows: list[dict[str, Any] | None], names: list[str]) -> Tweet:
     gold = spans(row["gold"])
-    predicted = [
-        spans(r["predicted"]) if r and len(r["predicted"]) == len(row["tokens"]) else None for r in rows
-    ]
+    predicted = [spans(r["predicted"]) if r and len(r["predicted"]) == len(row["tokens"]) else None for r in rows]
     right = predicted[0] == gold
     others = [p == gold for p in predicted[1:] if p is not None]
     if right and others and not any(others):
@@ -162,9 +158,7 @@ def _tweet(row: dict[str, Any], rows: list[dict[str, Any] | None], names: list[s
     size = len(row["tokens"])
     spoken = [_spoken("Gold", gold, row["tokens"])]
     spoken += [
-        _spoken(name, found, row["tokens"])
-        for name, found in zip(names, predicted, strict=True)
-        if found is not None
+        _spoken(name, found, row["tokens"]) for name, found in zip(names, predicted, strict=True) if found is not None
     ]
     gold_cells, lanes = _cells(gold, size), [_cells(found or [], size, gold) for found in predicted]
     return Tweet(

@@ -14,6 +14,8 @@ Read :func:`train` from top to bottom; what it calls stands below it in the orde
 import json
 import math
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -73,6 +75,12 @@ class OptimizerSettings:
     maximum_gradient_norm: float = 1.0
     """The global gradient norm is clipped to this; 0 for no clipping."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot train."""
+        for name in ("learning_rate", "weight_decay", "maximum_gradient_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} is negative")
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -90,6 +98,12 @@ class RunSettings:
     """How many checkpoints to keep while the run lasts."""
     log_steps: int = field(default=20, metadata=NOT_IDENTITY)
     """Optimizer steps between rows in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts of nothing."""
+        for name in ("micro_batch", "checkpoint_steps", "keep_checkpoints", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name}: {getattr(self, name)} is not positive")
 
 
 @dataclass
@@ -120,17 +134,48 @@ class TrainingError(InputError):
 def make_accelerator(run: RunSettings) -> Accelerator:
     """The Accelerator of a stage, as the launcher's configuration and ``run.precision`` say.
 
-    ``backend="gloo"`` on CPUs also keeps DeepSpeed from taking the world to be one process there.
+    Raises InputError where fewer processes run than were asked for.
     """
+    check_launch()
+    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if several and not torch.cuda.is_available() else []
-    precision = run.precision if run.precision != "auto" else best_precision()
-    accelerator = Accelerator(mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=handlers)
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        # DeepSpeed's own bf16 would round the weights, too: it gets autocast by its configuration below.
+        mixed_precision="bf16" if precision_of(run) == "bf16" and not under_deepspeed else "no",
+        # DeepSpeed would take the world to be one process on a CPU that Accelerate knows of, or without a backend.
+        cpu=on_cpu and not under_deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or under_deepspeed) else [],
+    )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        config = accelerator.state.deepspeed_plugin.deepspeed_config
-        config["train_micro_batch_size_per_gpu"] = run.micro_batch
-        config["gradient_accumulation_steps"] = 1  # the loop weighs its micro-batches itself
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": run.micro_batch,
+            "gradient_accumulation_steps": 1,  # the loop weighs its micro-batches itself
+            "torch_autocast": {"enabled": precision_of(run) == "bf16", "dtype": "bfloat16"},
+        }
+    assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
     return accelerator
+
+
+def check_launch() -> None:
+    """Raise InputError where ``accelerate launch`` was asked for several processes and quietly started this one alone.
+
+    That is what it does on a CPU. It leaves a trace: the address at which the processes were to meet.
+    """
+    by_accelerate, to_meet = ("ACCELERATE_MIXED_PRECISION" in os.environ), ("MASTER_PORT" in os.environ)
+    counted = {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"} & os.environ.keys()
+    if by_accelerate and to_meet and not counted:
+        raise InputError(
+            "accelerate launch was asked for several processes and started one: it starts no more on a CPU. This does: "
+            f"ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node N {shlex.join(sys.argv)} "
+            "(If one is what you want, take MASTER_PORT out of the environment.)"
+        )
+
+
+def precision_of(run: RunSettings) -> str:
+    """``bf16`` or ``fp32``: what ``run.precision`` comes to on this machine."""
+    return best_precision() if run.precision == "auto" else run.precision
 
 
 def best_precision() -> str:
@@ -195,6 +240,8 @@ def train(
     folder = stage.folder / "checkpoints"
     if run.compile:
         model.compile()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which clips the gradients itself
+        accelerator.state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = maximum_gradient_norm
     model, optimizer = accelerator.prepare(model, optimizer)
     plain_optimizer = optimizer.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -273,11 +320,12 @@ def train(
             last_logged, logged_size = time.monotonic(), 0
 
         if position.finished or (position.step % evaluate_steps == 0 if evaluate_steps else ends_epoch):
+            started_at = time.monotonic()
             evaluate(stage, accelerator, model, task, position, clock, len(plan), best_by, folder)
+            last_logged += time.monotonic() - started_at
             if patience is not None and position.evaluations_without_gain >= patience:
                 position.finished = True
                 stage.log(f"no gain in {best_by} for {patience} evaluations: stopped at step {position.step}")
-            last_logged = time.monotonic()
         if (
             position.finished
             or position.step % run.checkpoint_steps == 0
@@ -294,7 +342,7 @@ def train(
         "steps": position.step,
         "epochs": round(position.epochs(len(plan)), 3),
         "seconds": round(position.seconds, 1),
-        "precision": accelerator.mixed_precision,
+        "precision": precision_of(run),
         "distributed": accelerator.distributed_type.value,
         "processes": accelerator.num_processes,
         "threads_per_process": torch.get_num_threads(),
@@ -325,7 +373,7 @@ def resume(
     choice: list[Any] = [None]
     if accelerator.is_main_process:
         for candidate in checkpoints.checkpoints_newest_first(folder):
-            problem = checkpoints.damage(candidate)
+            problem = checkpoints.damage(candidate) or _missing_weights(candidate)
             if problem is None:
                 choice = [candidate]
                 break
@@ -333,8 +381,15 @@ def resume(
     if accelerator.num_processes > 1:
         broadcast_object_list(choice)
     newest: Path | None = choice[0]
-    position = Position(**checkpoints.read_state(newest)) if newest else Position()
+    position = Position()
     if newest:
+        state = checkpoints.read_state(newest)
+        if state["written_by"] != kind_of_training(accelerator):
+            raise InputError(
+                f"{newest} was written by {state['written_by']}, and {kind_of_training(accelerator)} cannot read it. "
+                "Start the stage as before, or begin anew with --resume never."
+            )
+        position = Position(**state["position"])
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             accelerator.load_state(str(newest / "deepspeed"))
         else:
@@ -343,6 +398,14 @@ def resume(
     if accelerator.is_main_process:
         _cut_metrics(stage.folder / METRICS_NAME, position.step)
     return position
+
+
+def kind_of_training(accelerator: Accelerator) -> str:
+    """What can read a checkpoint: any number of processes each other's, but DeepSpeed only the same number's."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return "training without DeepSpeed"
+    plugin = accelerator.state.deepspeed_plugin
+    return f"DeepSpeed ZeRO-{plugin.zero_stage} on {accelerator.num_processes} processes"
 
 
 def expected_steps(schedule: ScheduleSettings, steps_per_epoch: int) -> int | None:
@@ -461,7 +524,7 @@ def save(
     keep: int,
 ) -> None:
     """Write a checkpoint of the position and drop the oldest."""
-    state = asdict(position)
+    state = {"written_by": kind_of_training(accelerator), "position": asdict(position)}
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         temporary = folder / f".{checkpoints.PREFIX}{position.step:08d}.partial"
         if accelerator.is_main_process:
@@ -493,14 +556,22 @@ def weights_file(folder: Path, step: int) -> Path:
 
 
 def _remove_unnamed_weights(folder: Path, keep: set[Path]) -> None:
-    named = {weights_file(folder, checkpoints.read_state(path)["best_step"]) for path in _readable(folder)}
+    whole = [path for path in checkpoints.checkpoints_newest_first(folder) if checkpoints.damage(path) is None]
+    named = {_best_weights(path) for path in whole}
     for path in folder.glob("weights-*.safetensors"):
         if path not in keep | named:
             path.unlink()
 
 
-def _readable(folder: Path) -> list[Path]:
-    return [path for path in checkpoints.checkpoints_newest_first(folder) if (path / "state.json").exists()]
+def _best_weights(checkpoint: Path) -> Path | None:
+    """The file of the weights that were the best when the checkpoint was written."""
+    best_step = checkpoints.read_state(checkpoint)["position"]["best_step"]
+    return weights_file(checkpoint.parent, best_step) if best_step >= 0 else None
+
+
+def _missing_weights(checkpoint: Path) -> str | None:
+    best = _best_weights(checkpoint)
+    return f"{best.name}, its best weights, is missing" if best and not best.exists() else None
 
 
 def _cut_metrics(path: Path, step: int) -> None:

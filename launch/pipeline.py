@@ -38,6 +38,9 @@ DEFAULT_CONFIG = PROJECT / "accelerate_config.yaml"
 RECIPE_NAME = "recipe.yaml"
 REPORT_NAME = "report.html"
 LOCK_NAME = ".pipeline.lock"
+UP_TO_DATE = "up to date"
+WOULD_RUN = "would run"
+PUBLISHING = "push_to_hub"  # a stage with this setting has something to do even when its output is up to date
 SECONDS_TO_END = 10  # how long the processes of an interrupted stage have before they are killed
 
 
@@ -85,15 +88,16 @@ class Command:
         return " ".join([*variables, shlex.join(self.arguments)])
 
 
-def command_of(stage: RecipeStage, output: Path, launcher: Launcher | None, overwrite: bool = False) -> Command:
-    """The command of one stage of a recipe that writes to ``output``; by plain python if there is no launcher."""
-    settings = [*stage.settings_in(output).items(), ("output", str(output / stage.name))]
-    if overwrite:
-        settings.append(("overwrite", True))
-    start, environment = [_python()], {}
-    if launcher is not None and stage.launch == "accelerate":
-        start, environment = launcher.command()
-    return Command([*start, shortest(stage.script), *flags(dict(settings))], environment)
+def command_of(stage: RecipeStage, output: Path, launcher: Launcher, overwrite: bool = False) -> Command:
+    """The command of one stage of a recipe that writes to ``output``."""
+    start, environment = launcher.command() if stage.launch == "accelerate" else ([_python()], {})
+    return Command([*start, shortest(stage.script), *stage_flags(stage, output, overwrite)], environment)
+
+
+def stage_flags(stage: RecipeStage, output: Path, overwrite: bool = False) -> list[str]:
+    """All flags of one stage of a recipe that writes to ``output``."""
+    settings = stage.settings_in(output) | {"output": str(output / stage.name)}
+    return flags(settings | ({"overwrite": True} if overwrite else {}))
 
 
 def flags(settings: dict[str, Any], prefix: str = "--") -> list[str]:
@@ -131,54 +135,76 @@ def is_finished(folder: Path) -> bool:
 
 def dry_run(stages: list[RecipeStage], output: Path, overwrite: bool = False) -> dict[str, str]:
     """What would happen to each stage, asked of the stages themselves: ``{name: "up to date" | "would ...: why"}``."""
+    commands: dict[Path, dict[str, list[str]]] = {}
+    for stage in stages:
+        commands.setdefault(stage.script, {})[stage.name] = stage_flags(stage, output, overwrite)
+    own: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=_cores()) as pool:
-        asked = pool.map(lambda stage: _ask(command_of(stage, output, None, overwrite)), stages)
-        own = {stage.name: verdict for stage, verdict in zip(stages, asked, strict=True)}
+        for answers in pool.map(lambda script: _ask(script, commands[script]), commands):
+            own.update(answers)
     verdicts: dict[str, str] = {}
     for stage in stages:
         upstream = {name: verdicts[name] for name in stage.reads if name in verdicts}
-        verdicts[stage.name] = _verdict(own[stage.name], upstream, is_finished(output / stage.name), overwrite)
+        verdicts[stage.name] = _verdict(own[stage.name], upstream, output, is_finished(output / stage.name), overwrite)
     return verdicts
 
 
-def _ask(command: Command) -> str:
-    """A stage's own answer to ``--dry_run true``."""
+def is_fine(verdict: str) -> bool:
+    """Whether a stage is done or can be: not refused, not failing."""
+    return verdict == UP_TO_DATE or verdict.startswith(WOULD_RUN)
+
+
+def _ask(script: Path, commands: dict[str, list[str]]) -> dict[str, str]:
+    """What a stage file answers to the commands with ``--dry_run true``; one process for all of them."""
     done = subprocess.run(
-        [*command.arguments, "--dry_run", "true"],
+        [sys.executable, str(PROJECT / "launch" / "ask.py"), str(script)],
+        input=json.dumps(commands),
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
-    lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-    answer = lines[-1] if lines else f"exit code {done.returncode} and no word"
     if done.returncode != 0:
-        return f"would fail: {answer}"
-    return answer.partition(": ")[2]
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        return dict.fromkeys(commands, f"would fail: {lines[-1]}")
+    return json.loads(done.stdout)
 
 
-def _verdict(own: str, upstream: dict[str, str], finished: bool, overwrite: bool) -> str:
+def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, overwrite: bool) -> str:
     """A stage's own verdict, corrected by what happens to its inputs before it."""
-    if own.startswith(("would fail", "would be refused")):
+    if not own.startswith(INPUT_MISSING) and not is_fine(own):
         return own
     for name, verdict in upstream.items():
-        if verdict.startswith(("would fail", "would be refused")):
+        if not is_fine(verdict):
             return f"would not be reached: its input {name} {verdict.partition(':')[0]}"
-    changing = [name for name, verdict in upstream.items() if verdict.startswith("would run")]
+    changing = [name for name, verdict in upstream.items() if verdict != UP_TO_DATE]
+    missing = own.removeprefix(INPUT_MISSING).split("; ") if own.startswith(INPUT_MISSING) else []
+    for place in missing:
+        if not changing or str(output) not in place:  # no stage before it makes that
+            return f"would fail: its input{place}"
     if not changing:
-        return own.replace(INPUT_MISSING, "would fail: its input", 1)
-    names = " and ".join(changing)
+        return own
+    names, are = " and ".join(changing), "is" if len(changing) == 1 else "are"
+    inputs = f"its input{'s' if len(changing) > 1 else ''} {names} {are} made"
     if not finished:
-        return f"would run: its input {names} is made first"
-    if overwrite:
-        return f"would run: its input {names} is made again"
-    return f"would run: its input {names} is made again; refused if that comes out different"
+        return f"{WOULD_RUN}: {inputs} first"
+    return f"{WOULD_RUN}: {inputs} again" + ("" if overwrite else "; refused if that comes out different")
 
 
 def run(stages: list[RecipeStage], output: Path, launcher: Launcher, overwrite: bool, lock: int) -> int:
-    """Run the stages one after the other; stop at the first that fails and return its exit code."""
+    """Run the stages one after the other; stop at the first that fails and return its exit code.
+
+    All are asked before the first is run: what is wrong with the last is said now, not in hours; and what is up to date,
+    with all it reads, need not be started.
+    """
+    verdicts = dry_run(stages, output, overwrite)
+    for name, verdict in verdicts.items():
+        if not is_fine(verdict):
+            raise InputError(f"nothing was run, for stage {name} {verdict}")
     for number, stage in enumerate(stages, start=1):
         label = f"[{number}/{len(stages)}] {stage.name}"
+        if verdicts[stage.name] == UP_TO_DATE and not stage.settings.get(PUBLISHING):
+            say(f"{label}: up to date")
+            continue
         command = command_of(stage, output, launcher, overwrite)
         say(f"\n{label}\n  {command}")
         started = time.monotonic()
@@ -360,6 +386,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"pipeline: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # between two stages; while one runs it is passed on
+        print("pipeline: interrupted", file=sys.stderr)
+        return 130
 
 
 def _main(arguments: argparse.Namespace) -> int:

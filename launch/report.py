@@ -134,8 +134,7 @@ def _context(stages: list[StageFolder]) -> dict[str, Any]:
         "diagram": _diagram(stages),
         "columns": COLUMNS,
         "configurations": [
-            _configuration(one, best) | {"ends_family": ends_family(found, place)}
-            for place, one in enumerate(found)
+            _configuration(one, best) | {"ends_family": ends_family(found, place)} for place, one in enumerate(found)
         ],
         "best": _headline(best, family_views),
         "paper_source": SOURCE,
@@ -372,9 +371,7 @@ def _confusion(one: Configuration) -> dict[str, Any] | None:
     for row, (label, counts) in enumerate(zip(labels, matrix, strict=True)):
         total = sum(counts)
         cells = [
-            None
-            if label == labels[column] == "none"
-            else (count, count / total if total else 0.0, row == column)
+            None if label == labels[column] == "none" else (count, count / total if total else 0.0, row == column)
             for column, count in enumerate(counts)
         ]
         rows.append((label, cells))
@@ -389,18 +386,14 @@ def _points(stage: StageFolder, event: str, x: str, y: str) -> list[tuple[float,
     return [
         (float(row[x]), float(row[y]))
         for row in stage.metrics
-        if row.get("event") == event
-        and isinstance(row.get(x), int | float)
-        and isinstance(row.get(y), int | float)
+        if row.get("event") == event and isinstance(row.get(x), int | float) and isinstance(row.get(y), int | float)
     ]
 
 
 def _distinct_facts(stages: list[StageFolder], key: str) -> list[Any]:
     """What stages anywhere in the chain recorded under ``key``, each thing once."""
     return _unique(
-        _without_folders(m["facts"][key])
-        for m in _all_manifests(stages).values()
-        if (m.get("facts") or {}).get(key)
+        _without_folders(m["facts"][key]) for m in _all_manifests(stages).values() if (m.get("facts") or {}).get(key)
     )
 
 

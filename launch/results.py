@@ -36,9 +36,7 @@ class StageFolder:
         if manifest is None:
             raise InputError(f"{folder}: no manifest.json. Give folders of finished stages.")
         if not isinstance(manifest, dict) or "stage" not in manifest:
-            raise InputError.at(
-                folder / "manifest.json", None, "not a stage's manifest", "Make the folder again."
-            )
+            raise InputError.at(folder / "manifest.json", None, "not a stage's manifest", "Make the folder again.")
         self.folder = folder
         self.manifest: dict[str, Any] = manifest
 
@@ -220,9 +218,7 @@ class Configuration:
         """This one's test score minus the other's, in points: seed by seed where both have the seeds."""
         own = {run.seed: _at(run.scores, "test", convention, *keys) for run in self.runs}
         others = {run.seed: _at(run.scores, "test", convention, *keys) for run in other.runs}
-        pairs = [
-            (own[s], others[s]) for s in own if s in others and own[s] is not None and others[s] is not None
-        ]
+        pairs = [(own[s], others[s]) for s in own if s in others and own[s] is not None and others[s] is not None]
         if pairs:
             return Mean.of(100 * (a - b) for a, b in pairs)
         a, b = self.score(convention, *keys), other.score(convention, *keys)
@@ -244,9 +240,7 @@ def find_stages(run_folder: Path) -> list[Path]:
         raise InputError(f"{run_folder}: no such folder. Give the folder that holds the finished stages.")
     folders = [path for path in run_folder.iterdir() if path.suffix != ".partial"]
     found = [StageFolder(path) for path in folders if (path / MANIFEST_NAME).is_file()]
-    return [
-        one.folder for one in sorted(found, key=lambda s: (str(s.manifest.get("finished_at", "")), s.name))
-    ]
+    return [one.folder for one in sorted(found, key=lambda s: (str(s.manifest.get("finished_at", "")), s.name))]
 
 
 def encoder_lineage(manifest: dict[str, Any]) -> tuple[str, list[str]]:
@@ -254,9 +248,7 @@ def encoder_lineage(manifest: dict[str, Any]) -> tuple[str, list[str]]:
     steps: list[str] = []
     current = manifest
     while True:
-        weights = [
-            (name, entry) for name, entry in (current.get("inputs") or {}).items() if is_weights(name, entry)
-        ]
+        weights = [(name, entry) for name, entry in (current.get("inputs") or {}).items() if is_weights(name, entry)]
         if not weights:
             return ("new" if steps else str(current.get("settings", {}).get("encoder") or "new")), steps
         entry = weights[0][1]
@@ -291,8 +283,7 @@ def configurations(stages: Iterable[StageFolder]) -> list[Configuration]:
         if stage.is_ner:
             groups.setdefault(_key(stage, leave_out=NOT_CONFIGURATION), []).append(stage)
     found = [
-        Configuration(sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name)))
-        for runs in groups.values()
+        Configuration(sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))) for runs in groups.values()
     ]
     families: dict[str, dict[str, Configuration]] = {}
     for one in found:
@@ -311,9 +302,7 @@ def families(found: list[Configuration]) -> list[dict[str, Configuration]]:
     """Configurations that differ in their image words only, where there are two or more."""
     unique = {id(one.siblings): one.siblings for one in found}
     return [
-        {name: family[name] for name in IMAGE_WORDS if name in family}
-        for family in unique.values()
-        if len(family) > 1
+        {name: family[name] for name in IMAGE_WORDS if name in family} for family in unique.values() if len(family) > 1
     ]
 
 

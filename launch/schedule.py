@@ -62,7 +62,7 @@ class ScheduleSettings:
 def budget_in_seconds(budget: str) -> float:
     """Seconds in ``1h30m``, ``30m``, ``90s``; InputError for anything else."""
     match = _BUDGET.fullmatch(budget.strip())
-    if not match or not any(match.groups()):
+    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
+    if not (total := 3600 * hours + 60 * minutes + seconds):
         raise InputError(f"budget {budget!r} is not a time such as 30m, 1h30m or 90s")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    return total

@@ -39,9 +39,7 @@ def print_table(stages: list[Path]) -> str:
             if row.note:
                 notes.add(f"Paper, {row.system}: {row.note}.")
             if not one.is_papers_data:
-                notes.add(
-                    "The paper's rows are for the TMN test split (3257 tweets), this table's for other data."
-                )
+                notes.add("The paper's rows are for the TMN test split (3257 tweets), this table's for other data.")
         blocks.append((f"{one.label} (n = {len(one.runs)})", lines))
     rows = [["test, %", *COLUMNS], *(line for _, lines in blocks for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -70,9 +68,7 @@ def markdown_table(stages: list[Path]) -> str:
         seeds = ", ".join(str(seed) for seed in one.seeds)
         for convention in CONVENTIONS:
             cells = [_cell(mean) for mean in one.table_row(convention)]
-            lines.append(
-                _markdown_row([date, ", ".join(commits), one.encoder, *told, seeds, convention, *cells])
-            )
+            lines.append(_markdown_row([date, ", ".join(commits), one.encoder, *told, seeds, convention, *cells]))
     return "\n".join(lines) + "\n"
 
 

@@ -46,7 +46,7 @@ PLAN_NAME = ".plan.json"
 LOCK_NAME = ".lock"
 """In a ``.partial`` folder: locked by the process that is writing it."""
 
-INPUT_MISSING = "would run, were it not for its input"
+INPUT_MISSING = "would miss its input"
 """How ``--dry_run`` begins where an input is not there; the pipeline knows whether an earlier stage makes it."""
 
 VERSIONED_PACKAGES = (
@@ -87,7 +87,10 @@ class Rows:
 
 
 class Stage:
-    """One run of a stage: where it writes, and what it says of itself. See the module's docstring."""
+    """One run of a stage: where it writes, and what it says of itself. See the module's docstring.
+
+    Folders in ``scratch`` are removed when all else is written, so that no failure on the way costs their work.
+    """
 
     def __init__(self, name: str, settings: StageSettings, inputs: dict[str, dict[str, Any]]) -> None:
         self.name = name
@@ -98,6 +101,7 @@ class Stage:
         self.rows = Rows()
         self.facts: dict[str, Any] = {}
         self.seeds: list[int] = []
+        self.scratch: list[Path] = []
         self.started_at = time.monotonic()
 
     def log(self, message: str) -> None:
@@ -407,6 +411,8 @@ def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
     write_json_whole(stage.folder / MANIFEST_NAME, stage.manifest())
     if describe:
         describe(stage.folder)
+    for folder in stage.scratch:
+        shutil.rmtree(folder)
     if settings.output.exists():
         shutil.rmtree(settings.output)
     os.replace(stage.folder, settings.output)
@@ -418,9 +424,13 @@ def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
 
 
 def _dry_run(name: str, settings: StageSettings, inputs: dict[str, Path | str | None], keeps_partial: bool) -> str:
-    for key, value in inputs.items():
-        if value and not str(value).startswith("hub:") and not Path(value).exists():
-            return f"{INPUT_MISSING} {key}: {value} is not there"
+    missing = [
+        f"{key}: {value} is not there"
+        for key, value in inputs.items()
+        if value and not str(value).startswith("hub:") and not Path(value).exists()
+    ]
+    if missing:
+        return f"{INPUT_MISSING} {'; '.join(missing)}"
     stage = Stage(name, settings, {key: describe_input(key, value) for key, value in inputs.items() if value})
     try:
         if _is_up_to_date(stage):

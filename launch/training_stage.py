@@ -1,7 +1,6 @@
 """What the two training stages (`pretrain/mlm.py`, `finetune/ner.py`) have in common beside the loop."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +87,7 @@ def export(
     weights: Path,
     prefix: str = "",
 ) -> None:
-    """Write the trained model as a plain Hugging Face folder into the stage's, and drop the checkpoints.
+    """Write the trained model as a plain Hugging Face folder into the stage's, which no longer needs its checkpoints.
 
     ``weights`` holds a state dict of the trained module, in which ``model`` is the part called ``prefix``.
     """
@@ -96,7 +95,7 @@ def export(
         load_weights(model, weights, prefix)
         model.save_pretrained(stage.folder)
         tokenizer.save_pretrained(stage.folder)
-        shutil.rmtree(stage.folder / "checkpoints")
+        stage.scratch.append(stage.folder / "checkpoints")
     accelerator.wait_for_everyone()
 
 

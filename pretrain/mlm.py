@@ -13,15 +13,24 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from data_prep.layout import read_texts
 from launch.errors import InputError
-from launch.loop import Batch, make_accelerator, make_optimizer, sum_over_processes, to_device, train
+from launch.loop import (
+    Batch,
+    make_accelerator,
+    make_optimizer,
+    micro_batches,
+    sum_over_processes,
+    to_device,
+    train,
+)
 from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
 from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.packing import cut_into_steps, epoch_order, lay_out, pack
-from pretrain.texts import TokenizedTexts, read_texts, tokenize
+from pretrain.texts import TokenizedTexts, tokenize
 
 EVALUATION_SEED = 20031217
 """Seed of the validation split's masks: the same for every run, so that losses compare."""
@@ -76,7 +85,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     texts = {}
     for split in ("train", "validation"):
         bar = lambda chunks, split=split: stage.progress(chunks, f"tokenizing {split}", unit="chunk")  # noqa: E731
-        texts[split] = tokenize(*read_texts(settings.data, split), tokenizer, settings.row_length, bar)
+        texts[split] = tokenize(*read_texts(settings.data, split, words="tokens"), tokenizer, settings.row_length, bar)
     stage.rows.taken = stage.rows.kept = len(texts["train"])
     stage.facts["data"] = {
         split: {"texts": len(part), "tokens": len(part.tokens), "texts_truncated": part.truncated}
@@ -137,13 +146,13 @@ class MaskedLanguageModelling:
     def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Loss per masked token (nats) and perplexity on the validation split, whose masks never change."""
         rows = pack(np.arange(len(self.validation)), self.validation.lengths, self.settings.row_length)
-        mine = rows[accelerator.process_index :: accelerator.num_processes]
         loss = weight = 0.0
-        for start in range(0, len(mine), self.settings.run.micro_batch):
-            chunk = mine[start : start + self.settings.run.micro_batch]
+        for chunk, counts in micro_batches(
+            rows, self.settings.run.micro_batch, accelerator.process_index, accelerator.num_processes
+        ):
             batch = make_batch(chunk, self.validation, self.settings.row_length, self.evaluation_masking, epoch=0)
-            loss += float(model(**to_device(batch, accelerator.device)))
-            weight += float(batch["weight"])
+            loss += counts * float(model(**to_device(batch, accelerator.device)))
+            weight += counts * float(batch["weight"])
         mean = sum_over_processes(accelerator, loss) / max(sum_over_processes(accelerator, weight), 1.0)
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 

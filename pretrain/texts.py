@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -37,20 +35,6 @@ class TokenizedTexts:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def read_texts(folder: Path, split: str) -> tuple[list[str], list[str]]:
-    """Ids and texts of a split of a ``corpus`` data set, or of a ``ner`` one (its tokens, joined by spaces)."""
-    try:
-        table = datasets.load_dataset(str(folder), split=split)
-    except (FileNotFoundError, ValueError) as error:
-        raise InputError(f"{folder}: split {split} cannot be opened ({error}). Give a folder a stage wrote.") from None
-    columns = set(table.column_names)
-    if "text" in columns:
-        return list(table["id"]), list(table["text"])
-    if "tokens" in columns:
-        return list(table["id"]), [" ".join(tokens) for tokens in table["tokens"]]
-    raise InputError(f"{folder}: it has neither a `text` nor a `tokens` column, but {sorted(columns)}.")
 
 
 def tokenize(

@@ -143,11 +143,14 @@ class WordTagger(nn.Module):
         words = word_mask_BW.sum(dim=1).tolist()
         return [row[:n] for row, n in zip(emissions_BWL.argmax(dim=2).tolist(), words, strict=True)]
 
-    def probabilities(self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor) -> torch.Tensor:
-        """Probability [B, W, L] of each label at each word: the softmax's, or the CRF's marginal."""
+    def log_probability(
+        self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability [B], in nats, of all labels of each tweet."""
         if self.has_crf:
-            return self.model.crf.marginals(emissions_BWL, word_mask_BW)
-        return emissions_BWL.softmax(dim=2)
+            return -self.model.crf(emissions_BWL, labels_BW, word_mask_BW)
+        log_p_BW = emissions_BWL.log_softmax(dim=2).gather(2, labels_BW[:, :, None])[:, :, 0]
+        return (log_p_BW * word_mask_BW).sum(dim=1)
 
     @property
     def has_crf(self) -> bool:

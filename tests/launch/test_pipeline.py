@@ -156,11 +156,22 @@ def test_the_printed_commands_can_be_pasted(run, capfd, tmp_path):
     assert '"it\'s aside"' in commands[2] or "'it'\"'\"'s aside'" in commands[2]
 
 
-def test_a_second_run_repeats_nothing(run):
+def test_a_second_run_repeats_nothing(run, capfd):
     assert run() == 0
     run.calls()
+    capfd.readouterr()
     assert run() == 0
     assert run.calls() == []
+    assert "[2/5] second: up to date\n[3/5] side: up to date\n" in capfd.readouterr().out
+
+
+def test_what_is_published_is_started_even_when_up_to_date(run, capfd):
+    script = run.folder / "tools/join.py"
+    script.write_text(script.read_text().replace("    word:", "    push_to_hub: Optional[str] = None\n    word:"))
+    run.write([{"name": "first", "settings": {"word": "x", "push_to_hub": "owner/name"}}])
+    for again in ("done after", "up to date: "):
+        assert run() == 0
+        assert again in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("fault, code", [("fail", 1), ("refuse", 2)])
@@ -224,14 +235,39 @@ def test_without_data_root(run, capfd):
     assert "give --data_root DIR" in capfd.readouterr().err
 
 
-def test_an_unknown_setting_is_refused_by_the_stage_by_name(run, capfd):
-    assert run("--set", "first.optimizer.learnign_rate=2") == 2
-    assert "learnign_rate" in capfd.readouterr().err
-    assert run("--dry_run", "--set", "first.optimizer.learnign_rate=2") == 2
+def test_a_wrong_setting_of_the_last_stage_is_refused_before_the_first_is_run(run, capfd):
+    wrong = ["--set", "third-b.optimizer.learnign_rate=2"]
+    assert run(*wrong) == 2
+    errors = capfd.readouterr().err
+    assert "nothing was run, for stage third-b would fail" in errors and "learnign_rate" in errors
+    assert run.calls() == [] and not (run.output / "first").exists()
+    assert run("--dry_run", *wrong) == 2
+    assert "learnign_rate" in verdicts(capfd.readouterr().out)["third-b"]
+    assert run(*wrong, "--until", "second") == 0, "it need not be mended for the stages before it"
+
+
+def test_what_a_failing_stage_keeps_from_running_is_said(run, capfd):
+    assert run("--dry_run", "--set", "first.wrod=x") == 2
     shown = verdicts(capfd.readouterr().out)
-    assert shown["first"].startswith("would fail: ") and "learnign_rate" in shown["first"]
+    assert shown["first"].startswith("would fail: ") and "wrod" in shown["first"]
     assert shown["second"] == "would not be reached: its input first would fail"
+    assert shown["third-a"] == "would not be reached: its input second would not be reached"
     assert shown["side"] == "would run: its output is not there"
+
+
+def test_a_stage_file_that_does_not_load_is_told(run, capfd):
+    (run.folder / "tools/join.py").write_text("import nothing_of_this_name")
+    assert run() == 2
+    assert "No module named 'nothing_of_this_name'" in capfd.readouterr().err
+
+
+def test_one_start_of_python_asks_all_stages_of_a_file(run, monkeypatch):
+    stages = read_recipe(run.recipe, run.data).stages
+    started = []
+    real = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(a) or real(*a, **k))
+    assert len(pipeline.dry_run(list(stages), run.output)) == 5
+    assert len(started) == 1
 
 
 def test_dry_run_of_a_fresh_chain(run, capfd):
@@ -283,6 +319,9 @@ def test_dry_run_says_what_no_stage_will_make(run, capfd):
     assert run("--dry_run") == 2
     shown = verdicts(capfd.readouterr().out)
     assert shown["first"] == f"would fail: its input text_0: {run.data / 'raw.txt'} is not there"
+    run.write([CHAIN[2], {"name": "third", "settings": {"inputs": ["{stages.side}", "{data_root}/raw.txt"]}}])
+    run.control("calls.txt")
+    assert run() == 2 and run.calls() == [], "known before the side stage is run"
 
 
 def test_the_resolved_recipe_lies_in_the_run(run, tmp_path):

@@ -48,11 +48,11 @@ def test_placeholders_are_filled(write):
         data_root="{project}/data_prep",
     )
     assert settings(read_recipe(path)) == {
-        "corpus": {"input": f"{PROJECT}/data_prep/a", "again": [f"{PROJECT}/data_prep", {"deep": "out"}]},
-        "mlm": {"encoder": "owner/model", "data": "out/corpus", "note": "{x}", "n": 3},
+        "corpus": {"input": f"{PROJECT}/data_prep/tweets", "again": [f"{PROJECT}/data_prep", {"deep": "out"}]},
+        "mlm": {"encoder": "owner/model", "data": "out/corpus", "note": "{x}", "seed": 3},
     }
     given = settings(read_recipe(path, data_root="my {data}", encoder="my/encoder"))
-    assert given["corpus"]["input"] == "my {data}/a" and given["mlm"]["encoder"] == "my/encoder"
+    assert given["corpus"]["input"] == "my {data}/tweets" and given["mlm"]["encoder"] == "my/encoder"
 
 
 def test_the_encoder_may_be_made_by_a_stage(write):

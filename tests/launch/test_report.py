@@ -59,9 +59,7 @@ class Run:
         self.folder = folder
         self.count = 0
 
-    def stage(
-        self, name: str, stage: str, inputs: dict | None = None, settings: dict | None = None, **entries
-    ) -> dict:
+    def stage(self, name: str, stage: str, inputs: dict | None = None, settings: dict | None = None, **entries) -> dict:
         self.count += 1
         manifest = {
             "stage": stage,
@@ -88,9 +86,7 @@ class Run:
     def data(self) -> dict:
         rows = {"taken": 100, "kept": 90, "rejected": {"not_english": 7, ATTACK: 3}}
         facts = {"orphans_repaired": {"train": 186}, "image_words": "five <b>words</b> of a table"}
-        return self.stage(
-            "tmn", "data_prep/tmn", {"annotations": source("/secret/raw/tmn")}, rows=rows, facts=facts
-        )
+        return self.stage("tmn", "data_prep/tmn", {"annotations": source("/secret/raw/tmn")}, rows=rows, facts=facts)
 
     def mlm(self) -> dict:
         corpus = self.stage("tweets", "data_prep/clean", {"posts": source("/secret/raw/posts.jsonl")})
@@ -216,9 +212,7 @@ def test_seeds_are_grouped_with_mean_and_sample_sd(full: Run):
 
 def test_differences_pair_the_seeds(full: Run):
     _, given, shuffled, none, _ = configurations(map(StageFolder, full.stages))
-    assert given.minus(shuffled, "conlleval", "micro", "f1") == Mean(
-        pytest.approx(5), pytest.approx(0, abs=1e-9), 2
-    )
+    assert given.minus(shuffled, "conlleval", "micro", "f1") == Mean(pytest.approx(5), pytest.approx(0, abs=1e-9), 2)
     assert given.minus(none, "conlleval", "micro", "f1").sd == pytest.approx(2**0.5)
     assert set(given.siblings) == {"given", "shuffled", "none"}
 

@@ -1,0 +1,37 @@
+# Set-up, demo and tests of a fresh clone. Needs Python 3.10 or newer with pip and venv; all else goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: demo test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo   run the whole chain on the bundled synthetic sample, offline, and write a report"
+	@echo "make test   lint and run the tests"
+	@echo "make clean  remove what demo and tests made (not .venv)"
+
+install: $(INSTALLED)
+
+# The stamp is newer than the files it was made from, so a changed pin installs again.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test,deepspeed]'
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python -m launch.pipeline launch/recipes/demo.yaml --output runs/demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# One thread a worker: workers that share cores slow each other down many times over.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
