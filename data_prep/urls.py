@@ -7,6 +7,7 @@ text alone: a bare domain without a path (`gmail.com`) stays, and so do `e.g.`, 
 from __future__ import annotations
 
 import re
+import unicodedata
 
 # Characters of a URL after RFC 3986, without quotes, brackets and parentheses: posts put those around URLs. A URL
 # ends where the next one begins: "http://t.co/ahttp://t.co/b" is two.
@@ -72,6 +73,10 @@ def remove_urls_from_tokens(tokens: list[str]) -> list[str]:
         rest = token
         for start, end in reversed(cuts):
             rest = rest[:start] + rest[end:]
-        left_over.append(rest if not cuts or any(character.isalnum() for character in rest) else "")
+        left_over.append(rest if not cuts or not _is_punctuation(rest) else "")
         token_start = token_end + 1
     return left_over
+
+
+def _is_punctuation(text: str) -> bool:
+    return all(unicodedata.category(character).startswith("P") for character in text)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoConfig,
@@ -192,24 +193,22 @@ class Recognizer:
         """
         if not places:
             return []
-        labels_BW = torch.zeros(word_mask_BW.shape, dtype=torch.long)
+        label_names = self.scheme.labels
+        labels_BW = np.zeros(word_mask_BW.shape, np.int64)
         for row, ids in enumerate(ids_of_posts):
-            labels_BW[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        rows = torch.tensor([row for row, _, _ in places])
-        blocked_EWL = torch.zeros(len(places), *emissions_BWL.shape[1:], dtype=torch.bool)
+            labels_BW[row, : len(ids)] = ids
+        rows = np.array([row for row, _, _ in places])
+        blocked_EWL = np.zeros((len(places), *emissions_BWL.shape[1:]), bool)
         for entity, (row, first, end) in enumerate(places):
-            ids = ids_of_posts[row]
-            for word in range(first, end):
-                blocked_EWL[entity, word] = True
-            if end < len(ids):
-                entity_type = split_tag(self.scheme.labels[ids[end - 1]])[1]
-                for label, name in enumerate(self.scheme.labels):
-                    blocked_EWL[entity, end, label] = name in (f"I-{entity_type}", f"E-{entity_type}")
-        blocked_EWL.scatter_(2, labels_BW[rows][:, :, None], False)
+            blocked_EWL[entity, first:end] = True
+            if end < len(ids_of_posts[row]):
+                entity_type = split_tag(label_names[labels_BW[row, end - 1]])[1]
+                blocked_EWL[entity, end] = [name in (f"I-{entity_type}", f"E-{entity_type}") for name in label_names]
+        np.put_along_axis(blocked_EWL, labels_BW[rows][:, :, None], False, axis=2)
         # In double precision: the two numbers are large beside their difference.
         inputs_EWL, mask_EW = emissions_BWL[rows].double(), word_mask_BW[rows]
-        labels_EW = labels_BW[rows].to(self.device)
-        masked_EWL = inputs_EWL.masked_fill(blocked_EWL.to(self.device), PENALTY)
+        labels_EW = torch.from_numpy(labels_BW[rows]).to(self.device)
+        masked_EWL = inputs_EWL.masked_fill(torch.from_numpy(blocked_EWL).to(self.device), PENALTY)
         log_p_E = self.tagger.log_probability(inputs_EWL, mask_EW, labels_EW)
         log_p_E -= self.tagger.log_probability(masked_EWL, mask_EW, labels_EW)
         return log_p_E.exp().clamp(max=1.0).tolist()

@@ -47,7 +47,7 @@ def bio_tags(types: tuple[str, ...]) -> frozenset[str]:
 def check_tags(tags: Iterable[str], types: Sequence[str] = ENTITY_TYPES) -> None:
     """Raise a ValueError that names the first of `tags` that is not a BIO tag over `types`, and its place.
 
-    Only single tags are checked; an orphan ``I-`` passes (see `repair_orphans`).
+    Only single tags are checked: an orphan ``I-``, which continues no entity, passes.
     """
     known = bio_tags(tuple(types))
     for position, tag in enumerate(tags):
@@ -61,35 +61,10 @@ def split_tag(tag: str) -> tuple[str, str]:
     return tag[:1], tag[2:]
 
 
-def repair_orphans(tags: Sequence[str]) -> tuple[list[str], int]:
-    """Turn each orphan ``I-X`` into ``B-X``; return the repaired BIO tags and the number of orphans.
-
-    An ``I-X`` is an orphan if it is the first tag, or the tag before it is ``O`` or of another type.
-    In TMN most are the rest of a name after an untagged "Dr ." or "St .".
-    """
-    repaired, orphans, previous_type = [], 0, ""
-    for tag in tags:
-        prefix, entity_type = split_tag(tag)
-        if prefix == "I" and entity_type != previous_type:
-            tag, orphans = f"B-{entity_type}", orphans + 1
-        repaired.append(tag)
-        previous_type = entity_type
-    return repaired, orphans
-
-
-def iob1_to_bio(tags: Sequence[str]) -> list[str]:
-    """Convert IOB1 tags, as in the CoNLL-2003 files, to BIO.
-
-    IOB1 opens an entity with ``I-X`` and keeps ``B-X`` for one that follows another of its own type, so
-    what BIO calls an orphan is IOB1's regular beginning: the conversion is the repair of orphans.
-    """
-    return repair_orphans(tags)[0]
-
-
 def bio_to_bioes(tags: Sequence[str]) -> list[str]:
     """Convert BIO tags to BIOES: ``S-`` for an entity of one word, ``E-`` for the last word of a longer one.
 
-    Raises ValueError at an orphan ``I-``, which BIOES has no tag for: `repair_orphans` comes first.
+    Raises ValueError at an orphan ``I-``, which BIOES has no tag for: repair the tags first.
     """
     converted = []
     for position, tag in enumerate(tags):
@@ -157,7 +132,7 @@ class TagScheme:
         """Label ids [W] of the BIO tags [W] of one sentence.
 
         Raises ValueError for an unknown tag and for an orphan ``I-``: a model with constraints gives it no
-        probability, so training on it would only push the loss about (see `repair_orphans`).
+        probability, so training on it would only push the loss about (see `data_prep.tag_repair`).
         """
         check_tags(tags, self.types)
         as_bioes = bio_to_bioes(tags)  # refuses orphans, whatever the scheme

@@ -71,6 +71,7 @@ def test_removal_keeps_the_rest():
         (["https", ":", "//t", ".", "co/Abcdef1234", "#goal"], ["", "", "", "", "", "#goal"]),
         (["http://t.co/Abcdef1234@victoria"], ["@victoria"]),
         (["(http://t.co/abcdefghij)", 'http://t.co/abcdefghij"', "http://t.co/a…"], ["", "", ""]),
+        (["😂http://t.co/abcdefghij"], ["😂"]),
         (["http", "...", "http:", "…"], ["", "...", "", "…"]),
         (["\xa0", ".", "3.5", "e.g.", "//", "and/or"], ["\xa0", ".", "3.5", "e.g.", "//", "and/or"]),
         ([], []),

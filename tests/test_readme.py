@@ -1,0 +1,129 @@
+"""The README's commands, as they stand there: run where a machine like this one can, else read by the same parser."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+SAMPLE = PROJECT / "data_prep" / "sample"
+
+NEEDS_GPUS = "accelerate launch --multi_gpu --num_processes 4 "
+NEEDS_TORCHRUN = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
+
+
+def commands(language: str = "bash") -> list[str]:
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.strip()]
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def as_arguments(command: str, folder: Path, extra: str = "") -> list[str]:
+    """A README command with this environment's programs and the test's folders in place of its capitals."""
+    command = f"{command} {extra}"
+    for scripts in ("data_prep", "pretrain", "finetune"):
+        command = re.sub(rf"(?<=\s){scripts}/(?=\w+\.py)", f"{PROJECT}/{scripts}/", command)
+    for name in ("DATA", "ENCODER", "ANNOTATED"):
+        command = re.sub(rf"(?<=\s){name}(?=\s)", str(folder / name), command)
+    command = command.replace("google/bert_uncased_L-2_H-128_A-2", str(folder / "ENCODER"))
+    words = shlex.split(command)
+    if words[:2] == ["accelerate", "launch"]:
+        return [sys.executable, "-m", "accelerate.commands.launch", *words[2:]]
+    assert words[0] == "python", command
+    return [sys.executable, *words[1:]]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README takes as given: posts, annotated posts, an encoder, the real data's layout."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(SAMPLE, folder / "ANNOTATED")
+    shutil.copy(SAMPLE / "image_words.tsv", folder / "image_words.tsv")
+    (folder / "posts.txt").write_text("".join((SAMPLE / "posts.txt").open(encoding="utf-8").readlines()[:800]))
+    rows = [{"text": "Jordan at last", "image_words": ["basketball", "scoreboard"]}, {"text": "nothing here"}]
+    (folder / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, files in {"tmn": "*.txt", "conll2003": "eng.*", "tweets": "posts.txt"}.items():
+        (folder / "DATA" / name).mkdir(parents=True)
+        for file in SAMPLE.glob(files):
+            shutil.copy(file, folder / "DATA" / name)
+    shutil.copy(SAMPLE / "image_words.tsv", folder / "DATA" / "tmn" / "captions_blip2.tsv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(workspace: Path) -> Path:
+    """The chain of "Your own posts", run command by command on the sample, with few steps."""
+    section = README.split("## Your own posts")[1]
+    block = re.search(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[1].splitlines()
+    few = {
+        "pretrain/mlm.py": "--schedule.steps 3 --tokens_per_step 1024",
+        "finetune/ner.py": "--schedule.steps 3 --schedule.epochs null",
+    }
+    run(as_arguments(block[0], workspace), workspace)
+    shape = "--hidden_size 16 --layers 1 --heads 2 --vocabulary_size 800"
+    new = f"python pretrain/new_encoder.py --data runs/corpus --output ENCODER {shape}"
+    run(as_arguments(new, workspace), workspace)
+    for command in block[1:]:
+        extra = next((settings for script, settings in few.items() if script in command), "")
+        run(as_arguments(command, workspace, extra), workspace)
+    return workspace
+
+
+def test_make_targets_exist():
+    makes = [command for command in commands() if command.startswith("make ")]
+    assert makes == ["make demo", "make test"]
+    for command in makes:
+        run([*command.split(), "--dry-run", "--directory", str(PROJECT)], PROJECT)
+
+
+@pytest.mark.xdist_group("readme")
+def test_own_posts_chain_ends_in_entities(chain: Path):
+    rows = [json.loads(line) for line in (chain / "entities.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    for row in rows:
+        for entity in row["entities"]:
+            assert row["text"][entity["start"] : entity["end"]] == entity["text"]
+
+
+@pytest.mark.xdist_group("readme")
+def test_python_example(chain: Path):
+    script = "\n".join(commands("python"))
+    run([sys.executable, "-c", script], chain)
+
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("command", [line for line in commands() if "launch.pipeline" in line])
+def test_pipeline_commands(command: str, workspace: Path):
+    # Which stages would run: the first ones are enough to read recipe, data and encoder.
+    dry = "" if "--dry_run" in command else "--dry_run"
+    output = run(
+        as_arguments(command.replace("launch/recipes", f"{PROJECT}/launch/recipes"), workspace, dry), workspace
+    )
+    assert "would run" in output
+
+
+@pytest.mark.xdist_group("readme")
+@pytest.mark.parametrize("command", [line for line in commands() if "--config ner.yaml" in line])
+def test_commands_for_larger_machines_are_understood(command: str, chain: Path):
+    (chain / "ner.yaml").write_text("encoder: runs/encoder\ndata: runs/annotated\noutput: runs/again\n")
+    bare = command.removeprefix(NEEDS_TORCHRUN).removeprefix(NEEDS_GPUS).removeprefix("accelerate launch ")
+    printed = run(as_arguments(f"python {bare}", chain, "--print_config"), chain)
+    assert "encoder: runs/encoder" in printed
+
+
+def test_every_command_is_covered():
+    known = ("make ", "python ", "accelerate launch ", NEEDS_TORCHRUN)
+    assert all(command.startswith(known) for command in commands())
