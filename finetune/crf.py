@@ -21,6 +21,9 @@ PENALTY = -1e4
 """Score of a forbidden transition. Far below the scores of any real sentence, yet so near to zero that
 float32 keeps three decimals beside it. With minus infinity, gradients are NaN where all paths are forbidden."""
 
+Scores = tuple[Tensor, Tensor, Tensor]
+"""Of a start [L], of transitions [L, L] and of an end [L], with the penalty at what is forbidden."""
+
 
 class LinearChainCRF(nn.Module):
     """A CRF layer: emissions in, negative log-likelihood, best labels or marginals out.
@@ -103,7 +106,11 @@ class LinearChainCRF(nn.Module):
             labels_BW = labels_BW.masked_fill(~mask_BW, 0)
             if not torch.compiler.is_compiling() and ((labels_BW < 0) | (labels_BW >= self.num_labels)).any():
                 raise ValueError(f"a word has a label id outside 0 .. {self.num_labels - 1}")
-            nll_B = self._log_partition(emissions_BWL, mask_BW) - self._score(emissions_BWL, labels_BW, mask_BW)
+            # Taken once, so that gradients reach the parameters in one order whatever the batch is: of processes that
+            # differ in it, ZeRO-2 would add up the gradients of different parameters.
+            scores = self._scores()
+            log_partition_B = self._log_partition(scores, emissions_BWL, mask_BW)
+            nll_B = log_partition_B - self._score(scores, emissions_BWL, labels_BW, mask_BW)
             return torch.where(mask_BW[:, 0], nll_B, 0.0)
 
     @torch.no_grad()
@@ -134,9 +141,9 @@ class LinearChainCRF(nn.Module):
         words = emissions_BWL.shape[1]
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
-            _, transitions_PN, end_L = self._scores()
+            scores = _, transitions_PN, end_L = self._scores()
             emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
-            forward_BWL = torch.stack(self._forward_scores(emissions, mask), dim=1)
+            forward_BWL = torch.stack(self._forward_scores(scores, emissions, mask), dim=1)
             backward_BL = end_L.expand_as(emissions[0])
             backward = [backward_BL]
             for emissions_BN, mask_B in zip(emissions[:0:-1], mask[:0:-1], strict=True):
@@ -163,8 +170,8 @@ class LinearChainCRF(nn.Module):
             mask_BW = mask_BW.new_zeros(mask_BW.shape[0], 1)
         return _at_least_float32(emissions_BWL).masked_fill(~mask_BW[:, :, None], 0.0), mask_BW
 
-    def _scores(self) -> tuple[Tensor, Tensor, Tensor]:
-        """start [L], transitions [L, L], end [L], with the penalty at what is forbidden."""
+    def _scores(self) -> Scores:
+        """The parameters, with the penalty at what is forbidden."""
         return tuple(
             _at_least_float32(scores).masked_fill(~allowed, PENALTY)
             for scores, allowed in (
@@ -174,9 +181,9 @@ class LinearChainCRF(nn.Module):
             )
         )
 
-    def _score(self, emissions_BWL: Tensor, labels_BW: Tensor, mask_BW: Tensor) -> Tensor:
+    def _score(self, scores: Scores, emissions_BWL: Tensor, labels_BW: Tensor, mask_BW: Tensor) -> Tensor:
         """Unnormalized log-probability [B] of the labels."""
-        start_L, transitions_PN, end_L = (scores.to(emissions_BWL) for scores in self._scores())
+        start_L, transitions_PN, end_L = (tensor.to(emissions_BWL) for tensor in scores)
         # Sums over one-hot labels instead of indexing: the gradient of indexing adds up in no fixed order.
         labels_BWL = nn.functional.one_hot(labels_BW, self.num_labels).to(emissions_BWL) * mask_BW[:, :, None]
         counts_BPN = labels_BWL[:, :-1].transpose(1, 2) @ labels_BWL[:, 1:]
@@ -188,19 +195,19 @@ class LinearChainCRF(nn.Module):
             + (labels_BWL * ends_BW[:, :, None]).sum(dim=1) @ end_L
         )
 
-    def _forward_scores(self, emissions: Sequence[Tensor], mask: Sequence[Tensor]) -> list[Tensor]:
+    def _forward_scores(self, scores: Scores, emissions: Sequence[Tensor], mask: Sequence[Tensor]) -> list[Tensor]:
         """For each word, log of the summed weight [B, L] of all paths to each label; unchanged at padding."""
-        start_L, transitions_PN, _ = self._scores()
-        scores = [start_L + emissions[0]]
+        start_L, transitions_PN, _ = scores
+        sums = [start_L + emissions[0]]
         for emissions_BN, mask_B in zip(emissions[1:], mask[1:], strict=True):
-            next_BN = torch.logsumexp(scores[-1][:, :, None] + transitions_PN, dim=1) + emissions_BN
-            scores.append(torch.where(mask_B[:, None], next_BN, scores[-1]))
-        return scores
+            next_BN = torch.logsumexp(sums[-1][:, :, None] + transitions_PN, dim=1) + emissions_BN
+            sums.append(torch.where(mask_B[:, None], next_BN, sums[-1]))
+        return sums
 
-    def _log_partition(self, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
+    def _log_partition(self, scores: Scores, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
         """log Z [B]."""
-        scores = self._forward_scores(emissions_BWL.unbind(1), mask_BW.unbind(1))
-        return torch.logsumexp(scores[-1] + self._scores()[2], dim=1)
+        sums = self._forward_scores(scores, emissions_BWL.unbind(1), mask_BW.unbind(1))
+        return torch.logsumexp(sums[-1] + scores[2], dim=1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from finetune.recognizer import add_model_code
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification, WordTagger, without_pooler
 from finetune.tagging import Tagging, predict, read_split, score, write_predictions
 from finetune.tags import TagScheme
+from launch.errors import InputError
 from launch.files import write_json_whole
 from launch.loop import OptimizerSettings, make_accelerator, make_optimizer, train
 from launch.pretrained import check_vocabulary, encoder_input, load_pretrained, load_tokenizer
@@ -67,6 +68,7 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
 
     torch.manual_seed(settings.seed)
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
+    check_encoder(settings)
     tokenizer = load_tokenizer(settings.encoder)
     model, new_parameters = build_model(settings, scheme)
     check_vocabulary(settings.encoder, model, tokenizer)
@@ -115,6 +117,31 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     export(stage, accelerator, model, tokenizer, weights, prefix="model.")
     if stage.is_main_process:
         add_model_code(stage.folder)
+
+
+def check_encoder(settings: NERSettings) -> None:
+    """Refuse, before anything is loaded, an encoder that cannot be made into a recognizer with these settings."""
+    try:
+        config = AutoConfig.from_pretrained(settings.encoder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{settings.encoder}: its config.json cannot be read ({str(error).strip().splitlines()[0]}). "
+            "Give the folder or Hub id of a BERT-like encoder."
+        ) from None
+    if any(name.endswith("ForTokenClassification") for name in config.architectures or ()):
+        raise InputError(f"{settings.encoder}: is a recognizer already. Give the encoder that it was made from.")
+    if any(not hasattr(config, name) for name in (*DROPOUTS, "max_position_embeddings")):
+        raise InputError(f"{settings.encoder}: {config.model_type} is not BERT-like enough. Give a BERT, or its like.")
+    if settings.input.maximum_length > config.max_position_embeddings:
+        raise InputError(
+            f"{settings.encoder}: reads {config.max_position_embeddings} word pieces at the most. "
+            f"Lower --input.maximum_length ({settings.input.maximum_length})."
+        )
+    if settings.image_words != "none" and getattr(config, "type_vocab_size", 1) < 2:
+        raise InputError(
+            f"{settings.encoder}: knows one segment only, and image words are a second one. "
+            "Give an encoder with two token types, or --image_words none."
+        )
 
 
 def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedModel, list[str]]:

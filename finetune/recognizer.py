@@ -157,7 +157,9 @@ class Recognizer:
         word_mask_BW = batch.pop("word_mask_BW")
         emissions_BWL = self.tagger.emissions(**batch)
         ids_of_posts = self.tagger.decode(emissions_BWL, word_mask_BW)
-        tags_of_posts = [_tags_of_slots(post, self.scheme.decode(ids)) for post, ids in zip(posts, ids_of_posts)]
+        tags_of_posts = [
+            _tags_of_slots(post, self.scheme.decode(ids)) for post, ids in zip(posts, ids_of_posts, strict=True)
+        ]
         # Entities as (row of the batch, type, first slot, slot after the last).
         found = [
             (row, *span)
@@ -201,9 +203,11 @@ class Recognizer:
         blocked_EWL = np.zeros((len(places), *emissions_BWL.shape[1:]), bool)
         for entity, (row, first, end) in enumerate(places):
             blocked_EWL[entity, first:end] = True
-            if end < len(ids_of_posts[row]):
-                entity_type = split_tag(label_names[labels_BW[row, end - 1]])[1]
-                blocked_EWL[entity, end] = [name in (f"I-{entity_type}", f"E-{entity_type}") for name in label_names]
+            last, entity_type = split_tag(label_names[labels_BW[row, end - 1]])
+            continuing = [name in (f"I-{entity_type}", f"E-{entity_type}") for name in label_names]
+            # After E- and S- nothing continues it; after a URL the next word may have such a label all the same.
+            if end < len(ids_of_posts[row]) and last in "BI" and not continuing[labels_BW[row, end]]:
+                blocked_EWL[entity, end] = continuing
         np.put_along_axis(blocked_EWL, labels_BW[rows][:, :, None], False, axis=2)
         # In double precision: the two numbers are large beside their difference.
         inputs_EWL, mask_EW = emissions_BWL[rows].double(), word_mask_BW[rows]

@@ -18,10 +18,10 @@ from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
 from finetune import scorer
 from finetune.features import Encoded, InputFormat, collate, encode, shuffled
 from finetune.systems.msb import WordTagger
-from finetune.tags import TagScheme
+from finetune.tags import TagScheme, bio_to_bioes, check_tags
 from launch.errors import InputError
 from launch.files import write_text_whole
-from launch.loop import Batch, micro_batches, sum_over_processes, to_device
+from launch.loop import Batch, micro_batches, readable, sum_over_processes, to_device, unwrapped
 
 COLUMNS = ["id", "tokens", "ner_tags", "source_tokens", "source_tags", "source_index", "image_id", "image_words"]
 
@@ -50,11 +50,17 @@ def read_split(
 ) -> Split:
     """Read and encode a split; ``image_words`` is ``given``, ``shuffled`` (by ``seed``) or ``none``.
 
-    Raises InputError where image words are asked for and no tweet has any.
+    Raises InputError where image words are asked for and no tweet has any, and for tags that are not those of a `ner`
+    data set.
     """
     rows = read_ner(folder, name, columns=COLUMNS).to_list()
     if not rows:
         raise InputError(f"{folder}: its {name} split is empty.")
+    for row in rows:
+        if problem := tag_problem(row):
+            raise InputError(
+                f"{folder}: tweet {row['id']} of its {name} split has {problem}. Make the data set with data_prep."
+            )
     words = [row["image_words"] or [] for row in rows]
     if image_words != "none" and not any(words):
         raise InputError(
@@ -68,6 +74,24 @@ def read_split(
     for row, read in zip(rows, words, strict=True):
         row["image_words"] = list(read)  # what the model reads, for the predictions file
     return Split(rows, encode([row["tokens"] for row in rows], words, tokenizer, layout), tokenizer.pad_token_id)
+
+
+def tag_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with the tags of a row, if anything is."""
+    if not len(row["tokens"]) == len(row["ner_tags"]) == len(row["source_index"]):
+        return "other numbers of tokens, ner_tags and source_index"
+    if len(row["source_tokens"]) != len(row["source_tags"]):
+        return "other numbers of source_tokens and source_tags"
+    if any(not 0 <= place < len(row["source_tokens"]) for place in row["source_index"]):
+        return "a source_index beyond its source_tokens"
+    if any(not 0 <= tag < len(NER_TAGS) for tag in row["ner_tags"]):
+        return "ner_tags without a label"
+    try:
+        check_tags(row["source_tags"])
+        bio_to_bioes([NER_TAGS[tag] for tag in row["ner_tags"]])  # refuses orphans
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 class Tagging:
@@ -108,7 +132,7 @@ class Tagging:
 
     def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Loss per word, and precision, recall and F1 by both conventions, on the validation split."""
-        tagger = accelerator.unwrap_model(model)
+        tagger = unwrapped(model)
         loss = weight = 0.0
         labelled = []
         for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
@@ -116,7 +140,8 @@ class Tagging:
             emissions_BWL = tagger.emissions(**batch)
             loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
             weight += counts * float(word_mask_BW.sum())
-            labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
+            with readable(tagger):
+                labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
         metrics = {"loss": sum_over_processes(accelerator, loss) / sum_over_processes(accelerator, weight)}
         predicted = assemble(self.validation, labelled, self.scheme, accelerator)
         for convention, scores in scorer.score_both(gold_tags(self.validation), predicted).items():

@@ -28,6 +28,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 
+from transformers.integrations import unset_hf_deepspeed_config
+
 from launch import checkpoint as checkpoints
 from launch.errors import InputError
 from launch.files import write_text_whole
@@ -39,6 +41,9 @@ Unit = Any
 """What a step is made of and processes share: a packed row of texts (MLM), a tweet (NER)."""
 
 Batch = dict[str, torch.Tensor]
+
+DEEPSPEED_TAG = "engine"
+"""Folder of DeepSpeed's shards, inside the checkpoint's ``deepspeed/``."""
 
 
 class TrainingTask(Protocol):
@@ -148,6 +153,7 @@ def make_accelerator(run: RunSettings) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or under_deepspeed) else [],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        unset_hf_deepspeed_config()  # models are small and made whole; ZeRO-3 cuts them up when training starts
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": run.micro_batch,
             "gradient_accumulation_steps": 1,  # the loop weighs its micro-batches itself
@@ -391,9 +397,9 @@ def resume(
             )
         position = Position(**state["position"])
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
-            accelerator.load_state(str(newest / "deepspeed"))
+            model.load_checkpoint(str(newest / "deepspeed"), tag=DEEPSPEED_TAG)
         else:
-            checkpoints.restore_checkpoint(newest, accelerator.unwrap_model(model), optimizer)
+            checkpoints.restore_checkpoint(newest, unwrapped(model), optimizer)
         stage.log(f"resumed at step {position.step} from {newest}")
     if accelerator.is_main_process:
         _cut_metrics(stage.folder / METRICS_NAME, position.step)
@@ -460,6 +466,20 @@ def gradients_kept_local(accelerator: Accelerator, model: torch.nn.Module, local
         accelerator.gradient_state._set_sync_gradients(not local)
         return nullcontext()
     return accelerator.no_sync(model) if local else nullcontext()
+
+
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside DDP or DeepSpeed. (``Accelerator.unwrap_model`` imports DeepSpeed wherever it is installed.)"""
+    return getattr(model, "module", model)
+
+
+def readable(model: torch.nn.Module) -> Any:
+    """Context in which a model's parameters can be read outside of its forward pass: ZeRO-3 gathers them for it."""
+    if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(model.parameters()))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -533,12 +553,12 @@ def save(
         if accelerator.is_main_process:
             checkpoints.begin_checkpoint(folder, position.step)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary / "deepspeed"))
-        accelerator.wait_for_everyone()  # save_state is no barrier
+        model.save_checkpoint(str(temporary / "deepspeed"), tag=DEEPSPEED_TAG)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             checkpoints.finish_checkpoint(temporary, state)
     elif accelerator.is_main_process:
-        checkpoints.write_checkpoint(folder, position.step, accelerator.unwrap_model(model), optimizer, state)
+        checkpoints.write_checkpoint(folder, position.step, unwrapped(model), optimizer, state)
     if accelerator.is_main_process:
         checkpoints.keep_newest(folder, keep)
     accelerator.wait_for_everyone()
@@ -546,7 +566,8 @@ def save(
 
 def write_weights(accelerator: Accelerator, model: torch.nn.Module, path: Path) -> None:
     """Write the whole model's weights from the main process; collective, since ZeRO-3 gathers them."""
-    state_dict = accelerator.get_state_dict(model)
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    state_dict = accelerator.get_state_dict(model) if by_deepspeed else unwrapped(model).state_dict()
     if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.save_weights(path, state_dict)

@@ -172,7 +172,7 @@ def _ask(script: Path, commands: dict[str, list[str]]) -> dict[str, str]:
 def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, overwrite: bool) -> str:
     """A stage's own verdict, corrected by what happens to its inputs before it."""
     if not own.startswith(INPUT_MISSING) and not is_fine(own):
-        return own
+        return own.replace("--overwrite true", "--overwrite")  # the pipeline's takes no value
     for name, verdict in upstream.items():
         if not is_fine(verdict):
             return f"would not be reached: its input {name} {verdict.partition(':')[0]}"
@@ -190,19 +190,13 @@ def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, o
     return f"{WOULD_RUN}: {inputs} again" + ("" if overwrite else "; refused if that comes out different")
 
 
-def run(stages: list[RecipeStage], output: Path, launcher: Launcher, overwrite: bool, lock: int) -> int:
-    """Run the stages one after the other; stop at the first that fails and return its exit code.
-
-    All are asked before the first is run: what is wrong with the last is said now, not in hours; and what is up to date,
-    with all it reads, need not be started.
-    """
-    verdicts = dry_run(stages, output, overwrite)
-    for name, verdict in verdicts.items():
-        if not is_fine(verdict):
-            raise InputError(f"nothing was run, for stage {name} {verdict}")
+def run(
+    stages: list[RecipeStage], up_to_date: set[str], output: Path, launcher: Launcher, overwrite: bool, lock: int
+) -> int:
+    """Run the stages that are not up to date, one after the other; stop at the first that fails, with its exit code."""
     for number, stage in enumerate(stages, start=1):
         label = f"[{number}/{len(stages)}] {stage.name}"
-        if verdicts[stage.name] == UP_TO_DATE and not stage.settings.get(PUBLISHING):
+        if stage.name in up_to_date and not stage.settings.get(PUBLISHING):
             say(f"{label}: up to date")
             continue
         command = command_of(stage, output, launcher, overwrite)
@@ -410,9 +404,16 @@ def _main(arguments: argparse.Namespace) -> int:
     launcher = choose_launcher(arguments.num_processes, arguments.launch_config, stages)
     started = time.monotonic()
     with locked(output) as lock:
-        write_text_whole(output / RECIPE_NAME, recipe.to_yaml())
         say(f"{recipe.name}: {recipe.description}\nwriting to {output}")
-        code = run(stages, output, launcher, arguments.overwrite, lock)
+        # All are asked before the first is run: what is wrong with the last is said now, not in hours; and what is up
+        # to date, with all that it reads, need not be started.
+        verdicts = dry_run(stages, output, arguments.overwrite)
+        for name, verdict in verdicts.items():
+            if not is_fine(verdict):
+                raise InputError(f"nothing was run, for stage {name} {verdict}")
+        write_text_whole(output / RECIPE_NAME, recipe.to_yaml())
+        up_to_date = {name for name, verdict in verdicts.items() if verdict == UP_TO_DATE}
+        code = run(stages, up_to_date, output, launcher, arguments.overwrite, lock)
         if code == 0:
             say(f"\nall done in {duration(time.monotonic() - started)}\n")
             _report(recipe, output)

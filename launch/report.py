@@ -148,7 +148,7 @@ def _context(stages: list[StageFolder]) -> dict[str, Any]:
         "several_seeds": any(len(one.runs) > 1 for one in found),
         "stand_in": any(one.encoder_size == (4, 384) for one in (c.first for c in found)),
         "image_words_facts": _distinct_facts(stages, "image_words"),
-        "encoder_facts": _distinct_facts(stages, "encoder"),
+        "encoder_facts": _unique(map(_encoder_in_words, _distinct_facts(stages, "encoder"))),
         "families": family_views,
         "mlm": [_mlm(stage) for stage in stages if stage.is_mlm],
         "gallery": build_gallery(found),
@@ -395,6 +395,14 @@ def _distinct_facts(stages: list[StageFolder], key: str) -> list[Any]:
     return _unique(
         _without_folders(m["facts"][key]) for m in _all_manifests(stages).values() if (m.get("facts") or {}).get(key)
     )
+
+
+def _encoder_in_words(fact: Any) -> Any:
+    """The shape of an encoder in one line; what is not described as `launch.training_stage` does stays as it is."""
+    if not isinstance(fact, dict) or "architecture" not in fact:
+        return fact
+    shape = f"{fact['layers']} layers × {fact['hidden size']}, {fact['attention heads']} heads"
+    return f"{fact['architecture']}, {shape}, vocabulary {int(fact['vocabulary size']):,}"
 
 
 def _all_manifests(stages: list[StageFolder]) -> dict[str, dict[str, Any]]:

@@ -37,7 +37,8 @@ from launch.settings import NOT_IDENTITY, identity_of, parse_settings, to_plain,
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
-RECORDS = frozenset({MANIFEST_NAME, CONFIG_NAME, METRICS_NAME})
+CARD_NAME = "README.md"
+RECORDS = frozenset({MANIFEST_NAME, CONFIG_NAME, METRICS_NAME, CARD_NAME})
 """Records of how an artefact was made: not part of its content hash, since they hold times and places."""
 
 PLAN_NAME = ".plan.json"

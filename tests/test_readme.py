@@ -21,7 +21,7 @@ NEEDS_TORCHRUN = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
 
 def commands(language: str = "bash") -> list[str]:
     blocks = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("export ")]
 
 
 def run(arguments: list[str], folder: Path) -> str:
@@ -67,7 +67,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chain(workspace: Path) -> Path:
     """The chain of "Your own posts", run command by command on the sample, with few steps."""
     section = README.split("## Your own posts")[1]
-    block = re.search(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[1].splitlines()
+    block = re.search(r"^```bash\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[1].splitlines()[1:]
     few = {
         "pretrain/mlm.py": "--schedule.steps 3 --tokens_per_step 1024",
         "finetune/ner.py": "--schedule.steps 3 --schedule.epochs null",

@@ -26,6 +26,20 @@ NAMES = {
 }
 FILLERS = "the a in at with and saw met likes today ! , #fun @friend".split()
 
+ODD = [
+    ("an orphan tag", ["with", "dr", ".", "maria"], ["O", "O", "O", "I-PER"]),
+    ("a name around a URL", ["saw", "maria", "http://t.co/abc", "lee"], ["O", "B-PER", "O", "I-PER"]),
+    ("a word of no pieces", ["saw", "\u200d", "paris"], ["O", "O", "B-LOC"]),
+    ("too long", ["a"] * 70 + ["paris"], ["O"] * 70 + ["B-LOC"]),
+]
+"""Rows that every split of the fixture `named` has beside the plain ones: what they are, tokens, tags."""
+
+STAGE = [
+    *("--input.maximum_length", "64", "--input.image_length", "8", "--optimizer.learning_rate", "3e-3"),
+    *("--run.precision", "fp32", "--seed", "3"),
+]
+"""Arguments of the stage that suit the encoder and the data."""
+
 
 def make_tokenizer() -> BertTokenizer:
     """Knows every letter, and some words as a whole; punctuation such as "!" and "#", but no emoji."""
@@ -33,18 +47,18 @@ def make_tokenizer() -> BertTokenizer:
     return BertTokenizer(vocab={piece: place for place, piece in enumerate(dict.fromkeys(pieces))}, do_lower_case=True)
 
 
-def bert_config(tokenizer: BertTokenizer, **options: object) -> BertConfig:
+def bert_config(vocabulary_size: int, **options: object) -> BertConfig:
     """Two layers of width 32, 96 positions, no dropout."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return BertConfig(vocab_size=len(tokenizer), max_position_embeddings=96, **sizes, **(dropout | options))
+    return BertConfig(vocab_size=vocabulary_size, max_position_embeddings=96, **sizes, **(dropout | options))
 
 
 def make_encoder(folder: Path, **options: object) -> Path:
     """A folder with such an encoder, untrained but for nothing else than its seed, and its tokenizer."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    BertForMaskedLM(bert_config(tokenizer, **options)).save_pretrained(folder)
+    BertForMaskedLM(bert_config(len(tokenizer), **options)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

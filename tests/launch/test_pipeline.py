@@ -240,7 +240,7 @@ def test_a_wrong_setting_of_the_last_stage_is_refused_before_the_first_is_run(ru
     assert run(*wrong) == 2
     errors = capfd.readouterr().err
     assert "nothing was run, for stage third-b would fail" in errors and "learnign_rate" in errors
-    assert run.calls() == [] and not (run.output / "first").exists()
+    assert run.calls() == [] and list(run.output.iterdir()) == [run.output / ".pipeline.lock"]
     assert run("--dry_run", *wrong) == 2
     assert "learnign_rate" in verdicts(capfd.readouterr().out)["third-b"]
     assert run(*wrong, "--until", "second") == 0, "it need not be mended for the stages before it"
@@ -311,7 +311,10 @@ def test_dry_run_of_a_changed_chain(run, capfd, tmp_path):
 
     assert run(*changed, "--overwrite") == 0
     assert run.calls() == ["second", "third"]
-    assert run("--from", "second") == 2, "second is made of other settings"
+    capfd.readouterr()
+    assert run("--from", "second") == 2
+    assert "setting word: was 'new', now None" in (errors := capfd.readouterr().err)
+    assert errors.endswith("or --overwrite to replace it.\n")
 
 
 def test_dry_run_says_what_no_stage_will_make(run, capfd):
