@@ -27,7 +27,6 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
-
 from transformers.integrations import unset_hf_deepspeed_config
 
 from launch import checkpoint as checkpoints

@@ -64,7 +64,9 @@ def run_training_stage(
 
     def publish(settings: SettingsType) -> None:
         if settings.push_to_hub:
-            url = push_folder(settings.output, settings.push_to_hub, private=settings.hub_private)
+            url = push_folder(
+                settings.output, settings.push_to_hub, private=settings.hub_private, license=settings.license
+            )
             print(f"published: {url}")
 
     return run_stage(

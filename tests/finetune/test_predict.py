@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from finetune import predict
+from finetune import ner, predict
 from finetune.recognizer import Recognizer
 
 
@@ -129,6 +129,7 @@ def test_malformed_lines_skipped_and_counted(model, tmp_path, capsys):
     assert "2 posts in " in said
     assert "15 lines skipped: 2 with no JSON, 2 with JSON that is no object" in said
     assert "(line 1, line 2, line 3, line 4, line 5, …)" in said
+    assert "18/18" in said  # the bar counts them, too
 
 
 def test_half_surrogate_pairs(model, tmp_path):
@@ -180,8 +181,6 @@ def test_empty_input(model, tmp_path, capsys):
 
 def test_image_words_for_a_model_without(encoder, named, tmp_path, capsys):
     """They are not read, and the user is told."""
-    from finetune import ner
-
     arguments = ["--encoder", str(encoder), "--data", str(named), "--output", str(tmp_path / "model")]
     arguments += ["--image_words", "none", "--schedule.steps", "1", "--input.maximum_length", "64"]
     assert ner.main(arguments) == 0

@@ -1,0 +1,161 @@
+"""Two processes on a CPU train on what one does: DDP, DeepSpeed, and launches that start too few processes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_models import PROJECT, environment, make_corpus, make_encoder, make_ner
+from transformers import AutoModelForMaskedLM
+
+from finetune import ner
+from finetune.systems.msb import MSBForTokenClassification
+from launch.stage import iterate_jsonl, read_manifest
+from pretrain import mlm
+
+PATIENCE_SECONDS = 240
+DRIVER = str(Path(__file__).with_name("drive_stages.py"))
+DEEPSPEED = ["--config_file", "launch/accelerate/deepspeed_zero2.yaml", "--num_processes", "2"]
+
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker, so that the reference is made once
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> dict[str, list[str]]:
+    """Arguments of both stages, but for the output. There are steps of one row or tweet, fewer than processes.
+
+    Micro-batches of one row make steps of several, more on one process than on the other; the validation splits and
+    the test split (a single tweet) do not go into two either.
+    """
+    folder = tmp_path_factory.mktemp("data")
+    encoder = make_encoder(folder / "encoder")
+    corpus, tweets = make_corpus(folder / "corpus", train=60, validation=7), make_ner(folder / "ner", 41, 5, 1)
+    common = [f"--encoder={encoder}", "--dropout=0", "--run.log_steps=1", "--run.precision=fp32"]
+    common += ["--run.micro_batch=1", "--run.checkpoint_steps=4", "--schedule.epochs=2"]
+    return {
+        "mlm": [*common, f"--data={corpus}", "--row_length=64", "--tokens_per_step=100"],
+        "ner": [
+            *(*common, f"--data={tweets}", "--head=crf", "--tweets_per_step=4"),
+            *("--input.maximum_length=64", "--input.image_length=8"),
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(settings, tmp_path_factory) -> Path:
+    """What one process makes: folders `mlm` and `ner`."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert mlm.main([*settings["mlm"], f"--output={folder / 'mlm'}"]) == 0
+    assert ner.main([*settings["ner"], f"--output={folder / 'ner'}"]) == 0
+    return folder
+
+
+def drive(launcher: list[str], entries: list[tuple[str, list[str], int | None]], **variables: str) -> str:
+    command = [*launcher, DRIVER, json.dumps(entries)]
+    finished = subprocess.run(
+        command, cwd=PROJECT, env=environment(**variables), capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stderr
+
+
+def assert_same_losses(folder: Path, alone: Path, tolerance: float) -> None:
+    there, here = (list(iterate_jsonl(each / "metrics.jsonl")) for each in (folder, alone))
+    assert [(row["event"], row["step"]) for row in there] == [(row["event"], row["step"]) for row in here]
+    names = [name for name in ("loss", "perplexity", "f1_conlleval", "f1_strict") if name in here[-1]]
+    for name in names:
+        expected = {row["step"]: row[name] for row in here if name in row}
+        assert {row["step"]: row[name] for row in there if name in row} == pytest.approx(expected, rel=tolerance)
+    for one, other in zip(there, here, strict=True):
+        if one["event"] == "train":
+            assert one["learning_rate"] == other["learning_rate"]
+
+
+def assert_same_weights(folder: Path, alone: Path) -> None:
+    there, here = (load_file(str(each / "model.safetensors")) for each in (folder, alone))
+    assert there.keys() == here.keys()
+    # The biases of attention keys have no gradient but rounding errors, which Adam makes steps of.
+    different = [
+        name
+        for name, tensor in here.items()
+        if not name.endswith("key.bias") and not there[name].allclose(tensor, rtol=1e-3, atol=1e-4)
+    ]
+    assert not different
+
+
+def test_two_processes_by_ddp_train_as_one(settings, alone, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    outputs = {name: f"--output={tmp_path / name}" for name in settings}
+    log = drive(
+        launcher,
+        [
+            ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], 9),
+            ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], None),
+            ("finetune.ner", [*settings["ner"], outputs["ner"]], None),
+        ],
+    )
+    for name in settings:
+        assert_same_losses(tmp_path / name, alone / name, 1e-5)
+        assert_same_weights(tmp_path / name, alone / name)
+        training = read_manifest(tmp_path / name)["facts"]["training"]
+        assert training["processes"] == 2 and training["distributed"] == "MULTI_CPU"
+        assert log.count(f"done: {tmp_path / name}") == 1, "the second process is quiet"
+    assert "resumed at step 8 from" in log
+    scores = json.loads((tmp_path / "ner/scores.json").read_text())
+    assert scores == json.loads((alone / "ner/scores.json").read_text())
+    for split in ("validation", "test"):
+        predictions = (each / f"ner/predictions/{split}.jsonl" for each in (tmp_path, alone))
+        assert len({path.read_text() for path in predictions}) == 1
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+def test_deepspeed_zero2_trains_resumes_and_exports(settings, alone, tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *DEEPSPEED]
+    outputs = {name: f"--output={tmp_path / name}" for name in settings}
+    log = drive(
+        launcher,
+        [
+            ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], 9),
+            ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], None),
+            ("finetune.ner", [*settings["ner"], outputs["ner"]], None),
+        ],
+        ACCELERATE_USE_CPU="false",
+    )
+    assert "resumed at step 8 from" in log
+    for name in settings:
+        assert_same_losses(tmp_path / name, alone / name, 1e-5)
+        assert_same_weights(tmp_path / name, alone / name)
+        training = read_manifest(tmp_path / name)["facts"]["training"]
+        assert training["processes"] == 2 and training["distributed"] == "DEEPSPEED"
+        assert {path.name for path in (tmp_path / name).iterdir()} == {path.name for path in (alone / name).iterdir()}
+    _, loading = AutoModelForMaskedLM.from_pretrained(tmp_path / "mlm", output_loading_info=True)
+    assert not any(loading.values())
+    _, loading = MSBForTokenClassification.from_pretrained(tmp_path / "ner", output_loading_info=True)
+    assert not any(loading.values())
+
+
+def test_accelerate_that_starts_too_few_processes_is_noticed(tmp_path):
+    """`accelerate launch --cpu --num_processes 2` starts one process, and says nothing."""
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "from launch.errors import InputError\n"
+        "from launch.loop import RunSettings, make_accelerator\n"
+        "try:\n"
+        "    print('processes:', make_accelerator(RunSettings()).num_processes)\n"
+        "except InputError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    clean = {name: value for name, value in environment().items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+
+    def launch(processes: int) -> str:
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+        options = {"cwd": PROJECT, "env": clean, "capture_output": True, "text": True, "timeout": PATIENCE_SECONDS}
+        return subprocess.run([*command, str(script), "--seed", "a b"], check=True, **options).stdout
+
+    refused = launch(2)
+    assert "refused: accelerate launch was asked for several processes and started one" in refused
+    assert f"torchrun --standalone --nproc_per_node N {script} --seed 'a b'" in refused
+    assert "processes: 1" in launch(1)
