@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from launch.errors import InputError
@@ -20,12 +21,22 @@ def encoder_input(encoder: str) -> Path | str:
     return Path(encoder) if is_folder else f"hub:{encoder}"  # `owner/name` at the most
 
 
+def load_config(encoder: str) -> PreTrainedConfig:
+    """The encoder's configuration."""
+    try:
+        return AutoConfig.from_pretrained(encoder)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("configuration", encoder, error) from None
+
+
 def load_tokenizer(encoder: str) -> PreTrainedTokenizerBase:
     """The encoder's fast tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
     except (OSError, ValueError) as error:
         raise _cannot_load("tokenizer", encoder, error) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a vocabulary
+        raise InputError(f"{encoder}: its tokenizer has no vocabulary. Put its tokenizer.json beside the weights.")
     if not tokenizer.is_fast:
         raise InputError(f"{encoder}: it has no fast tokenizer, which the alignment of words and pieces needs.")
     return tokenizer
@@ -37,15 +48,17 @@ def load_pretrained(
     """``model_class.from_pretrained(encoder)`` and the names of its freshly initialised parameters.
 
     Raises InputError where a parameter outside ``new_parts`` (name prefixes: the heads that are to be trained) is not in
-    the checkpoint: a model must never be trained from a silently random encoder.
+    the checkpoint, or not in its shape: a model must never be trained from a silently random encoder.
     """
     transformers_logging.set_verbosity_error()  # its report of unused heads; what matters of it is checked below
     transformers_logging.disable_progress_bar()
     try:
-        model, info = model_class.from_pretrained(encoder, output_loading_info=True, use_safetensors=True, **options)
-    except (OSError, ValueError) as error:
+        model, info = model_class.from_pretrained(
+            encoder, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load("model", encoder, error) from None
-    new = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    new = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     random = [name for name in new if not name.startswith(new_parts) and not any(part in name for part in UNUSED_PARTS)]
     if random:
         raise InputError(

@@ -212,7 +212,11 @@ def run_stage(
             stage.log(f"up to date: {settings.output}")
         else:
             _prepare_partial(stage, keeps_partial)
-            function(settings, stage)
+            try:
+                function(settings, stage)
+            except InputError:
+                _discard_partial(stage, keeps_partial)
+                raise
             _finish(stage, describe)
         if after and stage.is_main_process:
             after(settings)
@@ -390,6 +394,14 @@ def _prepare_partial(stage: Stage, keeps_partial: bool) -> None:
         ) from None
     _lock(stage)
     write_json_whole(folder / PLAN_NAME, stage.plan)
+
+
+def _discard_partial(stage: Stage, keeps_partial: bool) -> None:
+    """Remove the temporary folder of a refused run, so that it stands in the corrected one's way only with work in it."""
+    if stage.is_main_process:
+        work = [path for path in stage.folder.iterdir() if not path.name.startswith(".")]
+        if not keeps_partial or not work:
+            shutil.rmtree(stage.folder)
 
 
 def _lock(stage: Stage) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from launch.errors import InputError
-from launch.pretrained import load_pretrained
+from launch.pretrained import load_config, load_pretrained
 
 OUTPUT_LAYERS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
 """Architectures whose output layer is one module, applied to hidden states of any leading shape."""
@@ -21,9 +21,21 @@ POSITION_OFFSET = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
 
 
 def load_masked_language_model(encoder: str, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
-    """A stock model with its masked-language-model head; the head may be new, the encoder may not."""
+    """A stock model with its masked-language-model head; the head may be new, the encoder may not.
+
+    Raises InputError for an architecture that :class:`PackedMaskedLanguageModel` does not know.
+    """
+    check_architecture(load_config(encoder).model_type)
     options = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     return load_pretrained(AutoModelForMaskedLM, encoder, tuple(f"{p}." for p in OUTPUT_LAYERS.values()), **options)
+
+
+def check_architecture(model_type: str) -> None:
+    """Raise InputError where the output layer of such models is not known."""
+    if model_type not in OUTPUT_LAYERS:
+        raise InputError(
+            f"encoders of type {model_type} cannot be pretrained here; these can: {', '.join(OUTPUT_LAYERS)}."
+        )
 
 
 class PackedMaskedLanguageModel(nn.Module):
@@ -35,14 +47,13 @@ class PackedMaskedLanguageModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         architecture = model.config.model_type
-        if architecture not in OUTPUT_LAYERS:
-            raise InputError(
-                f"encoders of type {architecture} cannot be pretrained here; these can: {', '.join(OUTPUT_LAYERS)}."
-            )
+        check_architecture(architecture)
         self.model = model
         self.position_offset = (
             model.config.pad_token_id + POSITION_OFFSET[architecture] if architecture in POSITION_OFFSET else 0
         )
+        self.maximum_length = model.config.max_position_embeddings - self.position_offset
+        """Tokens of the longest text that has a position embedding for each."""
 
     def forward(
         self,

@@ -52,6 +52,8 @@ def inputs(settings):
     }
 
 def copy(settings, stage):
+    if settings.fault == "input at once":
+        raise InputError("an encoder of the wrong kind")
     if (stage.folder / "part").exists():
         stage.log("went on")
     (stage.folder / "part").write_text("half")
@@ -269,7 +271,7 @@ def test_a_lost_row_is_a_bug(copy):
 @pytest.mark.parametrize("fault", ["bug", "kill", "input"])
 def test_a_failed_run_leaves_no_output_and_starts_over(copy, fault):
     assert copy(fault=fault).returncode != 0
-    assert not copy.output.exists() and (copy.partial / "part").exists()
+    assert not copy.output.exists() and (copy.partial / "part").exists() == (fault != "input")
     done = copy()
     assert done.returncode == 0 and "went on" not in done.stderr
     assert not copy.partial.exists()
@@ -326,6 +328,21 @@ def test_dry_run_changes_nothing(copy):
     copy.text.unlink()
     missing = copy(dry_run="true")
     assert missing.returncode == 0 and "input text" in missing.stdout
+
+
+def test_a_refused_run_stands_in_the_corrected_ones_way_only_with_work_in_it(trainer):
+    assert trainer(fault="input at once", filter__shortest=2).returncode == 2
+    assert not trainer.partial.exists()
+    assert trainer(fault="input", filter__shortest=2).returncode == 2
+    assert (trainer.partial / "part").exists(), "a checkpoint would lie here"
+    corrected = trainer(filter__shortest=4)
+    assert corrected.returncode == 2 and "filter.shortest" in corrected.stderr
+
+
+def test_a_refused_stage_that_cannot_go_on_leaves_nothing(copy):
+    assert copy(fault="input").returncode == 2
+    assert not copy.partial.exists()
+    assert copy(filter__shortest=4).returncode == 0
 
 
 def test_only_the_main_process_writes(copy):
