@@ -109,9 +109,7 @@ def test_python_example(chain: Path):
 def test_pipeline_commands(command: str, chain: Path):
     # Which stages would run: the first ones are enough to read recipe, data and encoder.
     dry = "" if "--dry_run" in command else "--dry_run"
-    output = run(
-        as_arguments(command.replace("launch/recipes", f"{PROJECT}/launch/recipes"), workspace, dry), workspace
-    )
+    output = run(as_arguments(command.replace("launch/recipes", f"{PROJECT}/launch/recipes"), chain, dry), chain)
     assert "would run" in output
 
 
