@@ -526,13 +526,12 @@ def evaluate(
     if best_by is None:
         return
     if metrics[best_by] > position.best_value:
-        before = weights_file(folder, position.best_step)
         position.best_value, position.best_step = metrics[best_by], position.step
         position.evaluations_without_gain = 0
         write_weights(accelerator, model, weights_file(folder, position.step))
         # The weights that older checkpoints call the best must stay until those checkpoints are gone.
         if accelerator.is_main_process:
-            _remove_unnamed_weights(folder, keep={before, weights_file(folder, position.step)})
+            _remove_unnamed_weights(folder, but=weights_file(folder, position.step))
     else:
         position.evaluations_without_gain += 1
 
@@ -578,11 +577,11 @@ def weights_file(folder: Path, step: int) -> Path:
     return folder / f"weights-{step:08d}.safetensors"
 
 
-def _remove_unnamed_weights(folder: Path, keep: set[Path]) -> None:
+def _remove_unnamed_weights(folder: Path, but: Path) -> None:
     whole = [path for path in checkpoints.checkpoints_newest_first(folder) if checkpoints.damage(path) is None]
-    named = {_best_weights(path) for path in whole}
+    kept = {but, *(_best_weights(path) for path in whole)}
     for path in folder.glob("weights-*.safetensors"):
-        if path not in keep | named:
+        if path not in kept:
             path.unlink()
 
 

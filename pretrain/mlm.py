@@ -35,6 +35,9 @@ from pretrain.texts import TokenizedTexts, tokenize
 EVALUATION_SEED = 20031217
 """Seed of the validation split's masks: the same for every run, so that losses compare."""
 
+SHORTEST_ROW = 3
+"""[CLS], a token, [SEP]."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLMSettings(TrainingStageSettings):
@@ -57,6 +60,12 @@ class MLMSettings(TrainingStageSettings):
         """Refuse settings without a meaning."""
         if not 0 < self.masking_rate < 1:
             raise ValueError(f"masking_rate: {self.masking_rate} is not in (0, 1)")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
+        if self.row_length < SHORTEST_ROW:
+            raise ValueError(f"row_length: {self.row_length} is too short for a word between two special tokens")
+        if self.evaluate_steps is not None and self.evaluate_steps < 1:
+            raise ValueError(f"evaluate_steps: {self.evaluate_steps} is not positive")
         if self.row_length > self.tokens_per_step:
             raise ValueError(f"tokens_per_step ({self.tokens_per_step}) is less than one row ({self.row_length})")
 
@@ -76,8 +85,16 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     tokenizer = load_tokenizer(settings.encoder)
     stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout)
     check_vocabulary(settings.encoder, stock, tokenizer)
-    if settings.row_length > stock.config.max_position_embeddings:
-        raise InputError(f"row_length {settings.row_length}: the encoder has {stock.config.max_position_embeddings}.")
+    if tokenizer.mask_token_id is None:
+        raise InputError(
+            f"{settings.encoder}: its tokenizer has no mask token. Give an encoder that was made with one."
+        )
+    model = PackedMaskedLanguageModel(stock)
+    if settings.row_length > model.maximum_length:
+        raise InputError(
+            f"{settings.encoder}: reads {model.maximum_length} tokens at the most. "
+            f"Lower --row_length ({settings.row_length})."
+        )
     stage.facts["encoder"] = describe_encoder(stock, new_parameters)
     if new_parameters:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
@@ -93,7 +110,6 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     }
 
     task = MaskedLanguageModelling(settings, texts["train"], texts["validation"], tokenizer)
-    model = PackedMaskedLanguageModel(stock)
     weights = train(
         stage,
         accelerator,

@@ -338,5 +338,20 @@ def test_meta_device_and_reset():
     assert 0 < crf.transitions.abs().max() <= 0.1
 
 
+def test_gradients_reach_the_parameters_in_one_order():
+    """ZeRO-2 adds up, over processes, what comes at the same time; processes may have sentences of any length."""
+    orders = set()
+    for lengths in ([1], [1, 1], [2], [5, 1, 3], [0, 2], [0]):
+        crf = make_crf(SCHEMES[1])
+        order = []
+        for name, parameter in crf.named_parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name, order=order: order.append(name))
+        emissions_BWL, labels_BW, mask_BW = make_batch(lengths)
+        emissions_BWL = torch.tanh(emissions_BWL.requires_grad_())  # as if an encoder stood before
+        crf(emissions_BWL, labels_BW, mask_BW).sum().backward()
+        orders.add(tuple(order))
+    assert len(orders) == 1 and len(next(iter(orders))) == 3, orders
+
+
 def test_docstring_examples():
     assert doctest.testmod(finetune.crf).failed == 0

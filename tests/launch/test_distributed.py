@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoModelForMaskedLM
 
 from finetune import ner
 from finetune.systems.msb import MSBForTokenClassification
+from launch.errors import InputError
+from launch.loop import check_launch
 from launch.stage import iterate_jsonl, read_manifest
 from pretrain import mlm
 
@@ -148,14 +151,28 @@ def test_accelerate_that_starts_too_few_processes_is_noticed(tmp_path):
         "except InputError as error:\n"
         "    print('refused:', error)\n"
     )
-    clean = {name: value for name, value in environment().items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-
-    def launch(processes: int) -> str:
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        options = {"cwd": PROJECT, "env": clean, "capture_output": True, "text": True, "timeout": PATIENCE_SECONDS}
-        return subprocess.run([*command, str(script), "--seed", "a b"], check=True, **options).stdout
-
-    refused = launch(2)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", str(script)]
+    options = {"cwd": PROJECT, "env": environment(), "capture_output": True, "text": True, "timeout": PATIENCE_SECONDS}
+    refused = subprocess.run([*command, "--seed", "a b"], check=True, **options).stdout
     assert "refused: accelerate launch was asked for several processes and started one" in refused
     assert f"torchrun --standalone --nproc_per_node N {script} --seed 'a b'" in refused
-    assert "processes: 1" in launch(1)
+
+
+@pytest.mark.parametrize(
+    "variables, refused",
+    [
+        ({}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),  # accelerate launch, of one process
+        ({"MASTER_PORT": "29500"}, False),  # python, where a cluster sets it
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500"}, True),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500", "WORLD_SIZE": "2"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_PORT": "29500", "OMPI_COMM_WORLD_SIZE": "2"}, False),
+    ],
+)
+def test_other_launches_are_not_refused(monkeypatch, variables, refused):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_PORT", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="torchrun") if refused else nullcontext():
+        check_launch()

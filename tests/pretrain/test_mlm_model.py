@@ -146,7 +146,7 @@ def test_texts_of_a_row_do_not_see_each_other():
 def test_without_a_masked_token_loss_and_gradients_are_zero():
     texts = make_tokenized([2, 2])
     loss, weight = packed(BERT, texts, epoch=0)
-    assert weight == 0 and float(loss) == 0.0
+    assert weight == 0 and loss.item() == 0.0
     assert all(not gradient.any() for gradient in gradients(BERT, loss).values())
 
 
