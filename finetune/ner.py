@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedModel
 
 from data_prep.layout import ENTITY_TYPES
 from finetune.features import InputFormat
@@ -21,7 +21,7 @@ from finetune.tags import TagScheme
 from launch.errors import InputError
 from launch.files import write_json_whole
 from launch.loop import OptimizerSettings, make_accelerator, make_optimizer, train
-from launch.pretrained import check_vocabulary, encoder_input, load_pretrained, load_tokenizer
+from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, load_weights, run_training_stage
@@ -121,13 +121,7 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
 
 def check_encoder(settings: NERSettings) -> None:
     """Refuse, before anything is loaded, an encoder that cannot be made into a recognizer with these settings."""
-    try:
-        config = AutoConfig.from_pretrained(settings.encoder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{settings.encoder}: its config.json cannot be read ({str(error).strip().splitlines()[0]}). "
-            "Give the folder or Hub id of a BERT-like encoder."
-        ) from None
+    config = load_config(settings.encoder)
     if any(name.endswith("ForTokenClassification") for name in config.architectures or ()):
         raise InputError(f"{settings.encoder}: is a recognizer already. Give the encoder that it was made from.")
     if any(not hasattr(config, name) for name in (*DROPOUTS, "max_position_embeddings")):
@@ -153,7 +147,7 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
             AutoModelForTokenClassification, settings.encoder, ("classifier.",), **labels, **options
         )
     else:
-        pooler = without_pooler(AutoConfig.from_pretrained(settings.encoder))
+        pooler = without_pooler(load_config(settings.encoder))
         encoder, new = load_pretrained(AutoModel, settings.encoder, (), **options, **pooler)
         config = MSBConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},

@@ -30,7 +30,7 @@ def write_checkpoint(
     """Write ``folder/step-N`` and return it. Call on the main process only."""
     temporary = begin_checkpoint(folder, step)
     save_model(model, str(temporary / "model.safetensors"))
-    save_file(_flatten_optimizer(model, optimizer), str(temporary / "optimizer.safetensors"))
+    save_file(dict(_optimizer_entries(model, optimizer)), str(temporary / "optimizer.safetensors"))
     return finish_checkpoint(temporary, state)
 
 
@@ -111,10 +111,6 @@ def save_weights(path: Path, state_dict: dict[str, torch.Tensor]) -> None:
     save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}, str(temporary))
     sync_to_disk(temporary)
     os.replace(temporary, path)
-
-
-def _flatten_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return dict(_optimizer_entries(model, optimizer))
 
 
 def _optimizer_entries(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:

@@ -22,11 +22,11 @@ def encoder_input(encoder: str) -> Path | str:
 
 
 def load_config(encoder: str) -> PreTrainedConfig:
-    """The encoder's configuration."""
+    """The encoder's configuration. Code that lies beside it is never run, nor asked about."""
     try:
-        return AutoConfig.from_pretrained(encoder)
+        return AutoConfig.from_pretrained(encoder, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise _cannot_load("configuration", encoder, error) from None
+        raise _cannot_load("configuration", encoder, ValueError(f"config.json cannot be read: {error}")) from None
 
 
 def load_tokenizer(encoder: str) -> PreTrainedTokenizerBase:

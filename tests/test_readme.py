@@ -17,13 +17,16 @@ SAMPLE = PROJECT / "data_prep" / "sample"
 
 pytestmark = pytest.mark.xdist_group("readme")  # one worker, so that the chain is run once
 
+SHELL_STATE = ("export ", "source ")
+"""Lines that set up the shell; the tests run in the environment that they make."""
+
 NEEDS_GPUS = "accelerate launch --multi_gpu --num_processes 4 "
 NEEDS_TORCHRUN = "ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 "
 
 
 def commands(language: str = "bash") -> list[str]:
     blocks = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("export ")]
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith(SHELL_STATE)]
 
 
 def run(arguments: list[str], folder: Path) -> str:

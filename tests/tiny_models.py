@@ -44,8 +44,13 @@ def bert_config(vocabulary_size: int, **options: object) -> BertConfig:
 def make_encoder(folder: Path, **options: object) -> Path:
     """A folder with a new BERT that has a masked-language-model head, and its tokenizer."""
     tokenizer = make_tokenizer()
+    return save_encoder(folder, tokenizer, bert_config(len(tokenizer), **options))
+
+
+def save_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast, config: BertConfig) -> Path:
+    """Write a new BERT of this shape, drawn from a fixed seed, and its tokenizer."""
     torch.manual_seed(0)
-    BertForMaskedLM(bert_config(len(tokenizer), **options)).save_pretrained(folder)
+    BertForMaskedLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+from tiny_models import save_encoder
+from transformers import BertConfig, BertTokenizer
 
 from data_prep.layout import NER_FEATURES, ner_row, write_dataset
 from data_prep.tag_repair import tags_without_tokens
@@ -57,10 +57,7 @@ def bert_config(vocabulary_size: int, **options: object) -> BertConfig:
 def make_encoder(folder: Path, **options: object) -> Path:
     """A folder with such an encoder, untrained but for nothing else than its seed, and its tokenizer."""
     tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    BertForMaskedLM(bert_config(len(tokenizer), **options)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_encoder(folder, tokenizer, bert_config(len(tokenizer), **options))
 
 
 def named_tweet(draw: random.Random) -> Tweet:
