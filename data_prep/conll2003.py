@@ -14,9 +14,10 @@ from typing import Any
 from data_prep.column_files import TaggedText, read_conll
 from data_prep.layout import ENTITY_TYPES, NER_FEATURES, DatasetWriter, ner_row
 from data_prep.tag_repair import count_entities, iob1_to_bio
+from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
-from launch.stage import Stage, StageSettings, run_stage
+from launch.stage import Stage
 
 FILE_NAMES = (
     {"train": "eng.train", "validation": "eng.testa", "test": "eng.testb"},
@@ -25,7 +26,7 @@ FILE_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conll2003Settings(StageSettings):
+class Conll2003Settings(DatasetStageSettings):
     """Settings of the CoNLL-2003 reader."""
 
     input: Path = field(metadata=NOT_IDENTITY)
@@ -34,11 +35,14 @@ class Conll2003Settings(StageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage."""
-    return run_stage(Conll2003Settings, make_conll2003, inputs=lambda settings: {"news": settings.input}, argv=argv)
+    return run_dataset_stage(
+        Conll2003Settings, make_conll2003, inputs=lambda settings: {"news": settings.input}, argv=argv
+    )
 
 
 def make_conll2003(settings: Conll2003Settings, stage: Stage) -> None:
     """Read the three files, convert their tags and write them."""
+    stage.facts["language"] = "en"
     stage.facts["document_starts"] = {}
     stage.facts["entities"] = {}
     with DatasetWriter(stage.folder, NER_FEATURES) as writer:

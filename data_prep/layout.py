@@ -4,22 +4,26 @@
     FOLDER/data/train-00000-of-00001.parquet   config `default`, a group of shards for each split
     FOLDER/rejected/rejected-….parquet         config `rejected`: what was left out, with a column `reason`
 
-Two kinds: a `corpus` of texts for language modelling, and `ner` with words, tags and what goes with a tweet's image.
+Three kinds: `posts` as they were collected, a `corpus` of texts for language modelling, and `ner` with words, tags and
+what goes with a tweet's image.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Value
 
+from data_prep.posts import POSTS_FEATURES
+from launch.dataset_card import facts_as_list, render_dataset_card, type_in_words
 from launch.errors import InputError
+from launch.files import write_text_whole
+from launch.stage import CARD_NAME
 
 NER_TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-MISC", "I-MISC")
 ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
@@ -117,27 +121,22 @@ class DatasetWriter:
         return self._shards[split].rows if split in self._shards else 0
 
     def write_card(self, title: str, facts: Mapping[str, Any], about: str = "") -> None:
-        """Write README.md: the header that `load_dataset` needs, row counts, columns and ``facts`` as a list."""
-        splits = [split for split in (*SPLITS, *sorted(self._shards.keys() - {*SPLITS, REJECTED})) if self.rows(split)]
-        configs = [_config("default", splits, "data")]
-        if self.rows(REJECTED):
-            configs.append(_config(REJECTED, [REJECTED], REJECTED))
-        header = yaml.safe_dump({"configs": configs}, sort_keys=False)
-        counts = [
-            f"| {split} | {self.rows(split)} |" for split in (*splits, *([REJECTED] if self.rows(REJECTED) else []))
-        ]
-        lines = [f"# {title}", "", *([about, ""] if about else []), "| split | rows |", "|---|---:|", *counts, ""]
-        lines += ["| column | type |", "|---|---|"]
-        lines += [f"| `{name}` | {_type_in_words(feature)} |" for name, feature in self.features.items()]
-        lines += ["", *(f"- {name}: {value}" for name, value in facts.items()), ""] if facts else [""]
-        lines += ["What it was made of, with settings and content hashes, is in `manifest.json`."]
-        lines += ["The terms of the sources hold for this data set too.", ""]
-        (self.folder / "README.md").write_text(f"---\n{header}---\n\n" + "\n".join(lines), encoding="utf-8")
+        """Write the card: see :func:`write_card`. Call it when the writer is closed."""
+        write_card(self.folder, title, facts, about)
 
     def _of(self, split: str, subfolder: str, features: Features) -> _ShardWriter:
         if split not in self._shards:
             self._shards[split] = _ShardWriter(self.folder / subfolder, split, features)
         return self._shards[split]
+
+
+def write_card(folder: Path, title: str, facts: Mapping[str, Any], about: str = "") -> None:
+    """Write README.md for the shards that are there: the header that `load_dataset` needs, and what tells of the data.
+
+    ``about`` is Markdown; ``facts`` follow it as a list. The stage's manifest comes in when the stage ends.
+    """
+    said = "\n\n".join(part for part in (about, facts_as_list(facts)) if part)
+    write_text_whole(folder / CARD_NAME, render_dataset_card(folder, title, said))
 
 
 def write_dataset(
@@ -186,6 +185,19 @@ def read_split(folder: Path, split: str, features: Features, columns: Sequence[s
     return Dataset(
         table.select(list(wanted)).cast(Features(wanted).arrow_schema), info=DatasetInfo(features=Features(wanted))
     )
+
+
+def read_posts_dataset(folder: Path, columns: Sequence[str] | None = None) -> Dataset:
+    """The posts of a `posts` data set, which has one split. See :func:`read_split`."""
+    return read_split(folder, "train", POSTS_FEATURES, columns)
+
+
+def iterate_rows(folder: Path, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a split one after the other, in bounded memory. A column may be a part of one, as `image.path`."""
+    for shard in _shards_of(folder / "data", split):
+        with pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
+                yield from batch.to_pylist()
 
 
 def read_corpus(folder: Path, split: str) -> Dataset:
@@ -276,20 +288,5 @@ def _check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:
         raise InputError.at(shard, None, problem, f"Needed are the columns {', '.join(wanted)}.")
     for name, feature in wanted.items():
         if found[name] != feature:
-            problem = f"column {name} is {_type_in_words(found[name])}"
-            raise InputError.at(shard, None, problem, f"Needed is {_type_in_words(feature)}.")
-
-
-def _config(name: str, splits: Sequence[str], subfolder: str) -> dict[str, Any]:
-    return {
-        "config_name": name,
-        "data_files": [{"split": split, "path": f"{subfolder}/{split}-*.parquet"} for split in splits],
-    }
-
-
-def _type_in_words(feature: Any) -> str:
-    if isinstance(feature, List):
-        return f"list of {_type_in_words(feature.feature)}"
-    if isinstance(feature, ClassLabel):
-        return f"label ({', '.join(feature.names)})"
-    return "image" if isinstance(feature, Image) else str(getattr(feature, "dtype", feature))
+            problem = f"column {name} is {type_in_words(found[name])}"
+            raise InputError.at(shard, None, problem, f"Needed is {type_in_words(feature)}.")

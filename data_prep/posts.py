@@ -1,115 +1,119 @@
-"""Readers of raw posts: text files with a post a line, gzipped or not, and JSON lines with `id` and `text`."""
+"""A social-media post, wherever it comes from, and the `posts` data set that keeps it.
+
+Every source (X, Bluesky, Mastodon, files) gives :class:`Post` records; `data_prep/crawl.py` stores them.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import html
+import re
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO
+from datetime import datetime
+from html.entities import html5
+from typing import Any
 
-from launch.errors import InputError
+from datasets import Features, List, Value
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+IMAGE_FEATURES = {
+    "url": Value("string"),
+    "path": Value("string"),  # of the downloaded file, in the data set's folder: images/ab/ab….jpg
+    "sha256": Value("string"),  # of the downloaded file
+    "alt_text": Value("string"),  # what the author says of it
+    "problem": Value("string"),  # why there is no file, where one was wanted
+}
 
-BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
+POSTS_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "text": Value("string"),  # full length, HTML entities decoded, otherwise as posted
+        "lang": Value("string"),  # as the platform says, lower case; null where it does not know
+        "created_at": Value("timestamp[us, tz=UTC]"),
+        "source": Value("string"),  # "x", "bluesky", "mastodon:HOST" or a file's name
+        "author_id": Value("string"),
+        "images": List(IMAGE_FEATURES),  # photos only, in the order of the post
+    }
+)
 
 NOT_UTF8 = "not UTF-8"
-NOT_A_POST = "not a JSON object with a text"
+NOT_JSON = "not JSON"
+NOT_A_POST = "not a post"
+WITHHELD = "withheld"
+PROTECTED = "protected"
+EMPTY = "empty"
+"""Reasons (``Post.problem``) that several sources give. Short: they name rows of a table."""
+
+
+@dataclass(frozen=True)
+class PostImage:
+    """A photo of a post: where it is on the web, and, once downloaded, where its file is."""
+
+    url: str
+    alt_text: str | None = None
+    path: str | None = None
+    sha256: str | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Post:
-    """A post as it stands in its file; ``problem`` says why it cannot be used, if it cannot."""
+    """A post of a source; ``problem`` says why it cannot be used, if it cannot (then ``text`` is what there is of it).
+
+    ``id`` is unique within ``source``. ``versions`` are the ids under which an edited post is known, its own included,
+    oldest first; empty where it was not edited.
+    """
 
     id: str
     text: str
+    lang: str | None = None
+    created_at: datetime | None = None
+    """Aware, in UTC."""
+    source: str = ""
+    author_id: str | None = None
+    images: tuple[PostImage, ...] = ()
+    versions: tuple[str, ...] = ()
     problem: str | None = None
 
-
-def post_files(path: Path) -> list[Path]:
-    """The file, or the files of posts in the folder, in the order of their names; InputError if there are none."""
-    kinds = ", ".join(SUFFIXES)
-    if path.is_file():
-        if not path.name.endswith(SUFFIXES):
-            raise InputError.at(path, None, "not a file of posts by its name", f"Known endings are {kinds}.")
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.name.endswith(SUFFIXES))
-    if not files:
-        raise InputError.at(path, None, "no files of posts in the folder", f"Known endings are {kinds}.")
-    stems: dict[str, Path] = {}
-    for file in files:
-        other = stems.setdefault(stem_of(file), file)
-        if other is not file:
-            problem = f"the same name but for its ending as {other.name}"
-            raise InputError.at(file, None, problem, "Ids are made of it: rename or remove one.")
-    return files
-
-
-def stem_of(file: Path) -> str:
-    """A file's name without its ending: what the ids of its posts begin with."""
-    return next(
-        file.name.removesuffix(suffix) for suffix in sorted(SUFFIXES, key=len)[::-1] if file.name.endswith(suffix)
-    )
+    def row(self) -> dict[str, Any]:
+        """The post as a row of `POSTS_FEATURES`."""
+        return {
+            "id": self.id,
+            "text": self.text,
+            "lang": self.lang,
+            "created_at": self.created_at,
+            "source": self.source,
+            "author_id": self.author_id,
+            "images": [
+                {
+                    "url": image.url,
+                    "path": image.path,
+                    "sha256": image.sha256,
+                    "alt_text": image.alt_text,
+                    "problem": image.problem,
+                }
+                for image in self.images
+            ],
+        }
 
 
-def read_posts(file: Path) -> Iterator[Post]:
-    """The posts of a file, one for each line, unusable ones included; InputError if the file itself is broken.
-
-    Ids are `FILE:LINE`, lines counted from 1; JSON lines may have an `id` of their own. Lines end at "\\n" or "\\r\\n".
-    """
-    stem = stem_of(file)
-    read = _post_of_json if ".jsonl" in file.name[len(stem) :] else Post
-    try:
-        with _open(file) as lines:
-            for number, line in enumerate(lines, start=1):
-                line = line.removesuffix(b"\n").removesuffix(b"\r")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                post_id = f"{stem}:{number}"
-                try:
-                    yield read(post_id, line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    yield Post(post_id, line.decode("utf-8", "backslashreplace"), NOT_UTF8)
-    except BROKEN_GZIP as error:
-        raise _broken(file, error) from None
+# "&amp;lt;" is met in posts that were escaped twice. Entities without their semicolon stay: "R&D", "a=1&copy=2".
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+_ESCAPED_AT_MOST = 2
 
 
-def count_lines(file: Path) -> int:
-    """Lines of a file of posts, for the progress bar: a quick pass that only reads."""
-    try:
-        with _open(file) as lines:
-            return sum(1 for _ in lines)
-    except BROKEN_GZIP as error:
-        raise _broken(file, error) from None
+def unescape_html(text: str) -> str:
+    """``text`` with its HTML entities decoded: `&amp;` becomes `&`, and `&amp;lt;` becomes `<`."""
+    for _ in range(_ESCAPED_AT_MOST):
+        if "&" not in text:
+            break
+        text = _ENTITY.sub(_decoded, text)
+    return text
 
 
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file) if file.suffix == ".gz" else open(file, "rb")
-
-
-def _broken(file: Path, error: Exception) -> InputError:
-    return InputError.at(file, None, f"broken gzip data ({error})", "Get the file again.")
-
-
-def _post_of_json(post_id: str, line: str) -> Post:
-    if not line.strip():
-        return Post(post_id, line)
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        return Post(post_id, line, NOT_A_POST)
-    own_id = value.get("id")
-    if isinstance(own_id, str | int) and not isinstance(own_id, bool):
-        post_id = _storable(str(own_id))
-    text = _storable(value["text"])
-    return Post(post_id, text, None if text == value["text"] else NOT_UTF8)
-
-
-def _storable(text: str) -> str:
-    """The text with half surrogate pairs, which JSON can spell and UTF-8 cannot, as backslash escapes."""
+def storable(text: str) -> str:
+    """``text`` with half surrogate pairs, which JSON can spell and UTF-8 cannot, as backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _decoded(entity: re.Match[str]) -> str:
+    # `unescape` alone would also decode the beginning of an unknown name: "&notit;".
+    return html.unescape(entity[0]) if entity[0][1] == "#" or entity[0][1:] in html5 else entity[0]

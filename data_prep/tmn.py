@@ -8,6 +8,7 @@ with their tags; the tokens and tags as they were stay beside the new ones, to s
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,16 @@ from data_prep.column_files import TaggedText, read_tmn
 from data_prep.image_words import read_image_words
 from data_prep.images import read_image
 from data_prep.layout import ENTITY_TYPES, NER_FEATURES, DatasetWriter, ner_row
-from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
-from data_prep.tag_repair import count_entities, repair_orphans, tags_without_tokens
+from data_prep.near_duplicates import SIMILAR, words_of
+from data_prep.similar_texts import find_overlap
+from data_prep.tag_counts import TagCounts, tag_rows
+from data_prep.tag_repair import tags_without_tokens
+from data_prep.text_table import text_table
 from data_prep.urls import remove_urls_from_tokens
+from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
-from launch.stage import Stage, StageSettings, run_stage
+from launch.stage import Stage
 
 SPLIT_FILES = {"train": "train.txt", "validation": "valid.txt", "test": "test.txt"}
 FILE_TYPES = (*ENTITY_TYPES, "OTHER")
@@ -29,7 +34,7 @@ EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class TmnSettings(StageSettings):
+class TmnSettings(DatasetStageSettings):
     """Settings of the TMN reader."""
 
     input: Path = field(metadata=NOT_IDENTITY)
@@ -46,7 +51,7 @@ class TmnSettings(StageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage."""
-    return run_stage(
+    return run_dataset_stage(
         TmnSettings,
         make_tmn,
         inputs=lambda settings: {
@@ -83,6 +88,7 @@ def make_tmn(settings: TmnSettings, stage: Stage) -> None:
                     stage.rows.rejected[ONLY_URLS] += 1
                     writer.reject(row, ONLY_URLS)
 
+    stage.facts["language"] = "en"
     stage.facts["audit"] = audit(tweets)
     if settings.images is not None:
         stage.facts["images_left_out"] = dict(images_left_out)
@@ -91,7 +97,7 @@ def make_tmn(settings: TmnSettings, stage: Stage) -> None:
     writer.write_card(
         "Tweets with named entities and image words",
         {
-            "image words": "none" if settings.image_words is None else f"from `{settings.image_words.name}`",
+            "image words": "none" if settings.image_words is None else f"from {settings.image_words.name}",
             "images": "none" if settings.images is None else "embedded",
             **{f"entities in {split}": _in_words(facts) for split, facts in stage.facts["audit"]["splits"].items()},
         },
@@ -104,41 +110,18 @@ def audit(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
     """Counts of what the files hold, by split, and the near-duplicates between splits (ids, no texts)."""
     splits = {}
     for split, split_tweets in tweets.items():
-        strict: Counter[str] = Counter()
-        conlleval: Counter[str] = Counter()
+        counts = TagCounts()
         for tweet in split_tweets:
-            counted_strictly, counted = count_entities(tweet.tags)
-            strict += counted_strictly
-            conlleval += counted
-        left_over = [remove_urls_from_tokens(tweet.tokens) for tweet in split_tweets]
-        splits[split] = {
-            "tweets": len(split_tweets),
-            "tokens": sum(len(tweet.tokens) for tweet in split_tweets),
-            "url_tokens_removed": sum(not token for tokens in left_over for token in tokens),
-            "urls_cut_from_tokens": sum(
-                bool(rest) and rest != token
-                for tweet, tokens in zip(split_tweets, left_over, strict=True)
-                for token, rest in zip(tweet.tokens, tokens, strict=True)
-            ),
-            "strict": {entity_type: strict[entity_type] for entity_type in ENTITY_TYPES},
-            "conlleval": {entity_type: conlleval[entity_type] for entity_type in ENTITY_TYPES},
-            "orphans_repaired": sum(repair_orphans(tweet.tags)[1] for tweet in split_tweets),
-        }
+            counts.add(tweet.tokens, tweet.tags)
+        splits[split] = {"tweets": len(split_tweets), **counts.facts()}
     return {"splits": splits, "near_duplicates": _near_duplicates(tweets)}
 
 
 def audit_table(facts: dict[str, Any]) -> str:
     """The audit as text: a column for each split."""
     splits = facts["splits"]
-    rows = [("", *splits)]
-    for name in ("tweets", "tokens", "url_tokens_removed", "urls_cut_from_tokens"):
-        rows.append((name.replace("_", " "), *(str(split[name]) for split in splits.values())))
-    for convention, name in (("strict", "entities, strict (B- tags)"), ("conlleval", "entities, conlleval")):
-        rows.append((name, *(str(sum(split[convention].values())) for split in splits.values())))
-        for entity_type in ENTITY_TYPES:
-            rows.append((f"  {entity_type}", *(str(split[convention][entity_type]) for split in splits.values())))
-    rows.append(("orphan I- tags repaired", *(str(split["orphans_repaired"]) for split in splits.values())))
-    lines = [f"{row[0]:<28}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+    tweets = ("tweets", *(str(split["tweets"]) for split in splits.values()))
+    lines = [text_table([("", *splits), tweets, *tag_rows(splits)])]
     lines.append(f"near-duplicates across splits (Jaccard similarity of words at least {SIMILAR}):")
     for pair, found in facts["near_duplicates"].items():
         examples = "; ".join(f"{a} and {b} ({similarity:.2f})" for a, b, similarity in found["examples"])
@@ -162,18 +145,14 @@ def _row(row_id: str, tweet: TaggedText) -> dict[str, Any]:
 
 
 def _near_duplicates(tweets: dict[str, list[TaggedText]]) -> dict[str, Any]:
+    texts = {
+        split: [(f"{split}:{tweet.line}", words_of(" ".join(tweet.tokens))) for tweet in split_tweets]
+        for split, split_tweets in tweets.items()
+    }
     found = {}
-    words = {split: [words_of(" ".join(tweet.tokens)) for tweet in of_split] for split, of_split in tweets.items()}
-    names = list(tweets)
-    for place, first in enumerate(names):
-        index = NearDuplicates(words[first])
-        for second in names[place + 1 :]:
-            pairs = [
-                [f"{first}:{tweets[first][i].line}", f"{second}:{tweets[second][j].line}", round(similarity, 3)]
-                for j, tweet_words in enumerate(words[second])
-                for i, similarity in index.find_all(tweet_words)
-            ]
-            found[f"{first} and {second}"] = {"pairs": len(pairs), "examples": pairs[:EXAMPLES]}
+    for first, second in combinations(tweets, 2):
+        overlap = find_overlap(texts[first], texts[second])
+        found[f"{first} and {second}"] = {"pairs": overlap.pairs, "examples": [list(pair) for pair in overlap.examples]}
     return found
 
 

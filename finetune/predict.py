@@ -27,13 +27,13 @@ from typing import IO, Any, Literal
 
 from tqdm import tqdm
 
-from data_prep.posts import SUFFIXES, stem_of
 from finetune.post_words import PostWords
 from finetune.recognizer import Recognized, Recognizer
 from launch.errors import InputError
 from launch.files import sync_to_disk
 from launch.settings import parse_settings
 
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 SHOWN = 5
 """Malformed lines that are named in the log."""
 
@@ -169,7 +169,7 @@ def report(counts: Counts, reads_image_words: bool, seconds: float) -> Iterator[
 def read_input(path: Path, on_error: str, counts: Counts) -> Iterator[InputPost]:
     """The posts of a file; malformed lines are raised as InputError, or counted (``on_error`` is ``skip``)."""
     is_json = ".jsonl" in path.suffixes
-    stem = stem_of(path)
+    stem = path.name.removesuffix(".gz").rpartition(".")[0]
     for number, line in _lines(path):
         counts.lines = number
         try:

@@ -162,10 +162,12 @@ def line_chart(
                 )
             )
     labelled = [line for line in lines if line.label]
-    for line, y in zip(labelled, _spread([y_of(line.points[-1][1]) for line in labelled], 13), strict=True):
+    label_ys = _spread([y_of(line.points[-1][1]) for line in labelled], 13)
+    sunk = max(0.0, max(label_ys, default=0.0) - (height - bottom))  # below the axis are its numbers
+    for line, y in zip(labelled, label_ys, strict=True):
         out.append(
             Markup('<text class="label" x="{:.1f}" y="{:.1f}" style="fill:var(--{})">{}</text>').format(
-                x_of(line.points[-1][0]) + 6, y + 3.8, line.colour, line.label
+                x_of(line.points[-1][0]) + 6, y - sunk + 3.8, line.colour, line.label
             )
         )
     return _svg(out, width, height, description)

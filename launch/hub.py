@@ -1,9 +1,10 @@
-"""Pushing a finished training stage to the Hugging Face Hub, with its model card.
+"""Pushing the finished folder of a stage, a model or a data set, to the Hugging Face Hub, with its card.
 
-A stage calls :func:`check_can_push` before it trains, so that a missing network, token or permission costs seconds,
-not the training, and :func:`push_folder` when its folder is complete. A push that failed can be made again:
+A stage calls :func:`check_can_push` before it works, so that a missing network, token or permission costs seconds,
+not the work, and :func:`push_folder` when its folder is complete. A push that failed can be made again:
 
     python -m launch.hub runs/ner me/tweet-ner --private
+    python -m launch.hub runs/corpus me/tweets
 
 The Hub's address and token are found as ``huggingface_hub`` finds them (``HF_ENDPOINT``, ``HF_TOKEN``,
 ``hf auth login``). The token is no setting of ours, and no file, log line or error message shows it.
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import yaml
 from huggingface_hub import HfApi, constants, get_session, get_token, is_offline_mode
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -33,9 +32,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from launch import dataset_card
 from launch.errors import InputError
 from launch.model_card import render_model_card
-from launch.scrub import known_secrets, redact, scrub
+from launch.published_files import RepositoryType, find_published_files, read_json, stage_files
+from launch.scrub import redact
 
 CHECK_SECONDS = 10.0
 """Longest wait for one answer while checking."""
@@ -43,17 +44,7 @@ CHECK_SECONDS = 10.0
 PUSH_SECONDS = 120.0
 """Longest silence of the server while pushing; an upload may take longer as long as it moves."""
 
-DEFAULT_LICENSE = "apache-2.0"
-
-TOKENIZER_FILES = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.txt vocab.json merges.txt "
-    "bpe.codes spiece.model sentencepiece.bpe.model".split()
-)
-# JSON of ours or of transformers, whose strings may hold paths; a vocabulary is left as it is.
-SCRUBBED_JSON = ("manifest.json", "scores.json", "config.json", "tokenizer_config.json")
-SINGLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
-# What an earlier push may have left that would shadow this one's files: a shard, an index, a module, a tokenizer.
-OWN_PATTERNS = ["model*.safetensors", WEIGHTS_INDEX, "*.py", *TOKENIZER_FILES, "scores.json"]
+DEFAULT_LICENSES: dict[RepositoryType, str] = {"model": "apache-2.0", "dataset": dataset_card.DEFAULT_LICENSE}
 
 # The exception that both httpx and its successor httpx2 raise for whatever goes wrong on the wire.
 TransportError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ == "HTTPError")
@@ -61,8 +52,8 @@ TransportError = next(base for base in HfHubHTTPError.__mro__ if base.__name__ =
 logger = logging.getLogger("msb_ner")
 
 
-def check_can_push(repo_id: str, private: bool = False) -> str:
-    """Make sure, before training, that the model can be pushed to ``repo_id``, creating the repository.
+def check_can_push(repo_id: str, private: bool = False, repository_type: RepositoryType = "model") -> str:
+    """Make sure, before the work, that its result can be pushed to ``repo_id``, creating the repository.
 
     Call it on the main process. Returns the full repository id, ``namespace/name``. Raises :class:`InputError`, with
     the remedy, if the id is not valid, the Hub is not reachable, there is no token or a wrong one, the token may not
@@ -70,7 +61,7 @@ def check_can_push(repo_id: str, private: bool = False) -> str:
     """
     token = _preconditions(repo_id)
     with _hub_calls(f"cannot push to {repo_id}", CHECK_SECONDS, token):
-        return _prepare_repository(HfApi(token=token), repo_id, private)
+        return _prepare_repository(HfApi(token=token), repo_id, private, repository_type)
 
 
 def push_folder(
@@ -78,97 +69,99 @@ def push_folder(
     repo_id: str,
     private: bool = False,
     commit_message: str | None = None,
-    license: str = DEFAULT_LICENSE,
+    license: str | None = None,
+    with_rejected: bool = False,
 ) -> str:
-    """Push the model in a finished stage folder, with a card rendered from its manifest; returns the commit's URL.
+    """Push the model or data set in a finished stage folder, its card rendered anew; returns the commit's URL.
 
-    Only these leave the machine: configuration, safetensors weights, tokenizer, card, ``manifest.json``,
-    ``scores.json`` and ``config.yaml`` (absolute paths reduced to names), and, where ``config.json`` has an
-    ``auto_map``, the model's code. Never checkpoints, pickles, or predictions, which hold tweets.
+    What leaves the machine is listed in :mod:`launch.published_files`; absolute paths in records are reduced to names.
+    ``license`` is by the Hub's name, by default `DEFAULT_LICENSES`; ``with_rejected``: of a data set, the rejected
+    rows, too.
 
-    Raises :class:`InputError` if the folder is not a finished export or the Hub does not take it.
+    Raises :class:`InputError` if the folder is not that of a finished stage or the Hub does not take it.
     """
     folder = Path(folder)
-    names = export_files(folder)
-    manifest, scores = _read_json(folder / "manifest.json"), _read_optional_json(folder / "scores.json")
+    files = find_published_files(folder, with_rejected)
+    manifest = read_json(folder / "manifest.json")
     token = _preconditions(repo_id)
-    again = f"The finished model lies in {folder}; push it again with: python -m launch.hub {folder} {repo_id}" + (
-        " --private" if private else ""
-    )
+    again = _command_to_push_again(folder, repo_id, private, license, with_rejected, files.repository_type)
     doing = f"push to {repo_id} failed"
     with _hub_calls(doing, CHECK_SECONDS, token, again):
         api = HfApi(token=token)
-        repo_id = _prepare_repository(api, repo_id, private)
-    card = render_model_card(
-        manifest, scores, repo_id=repo_id, license=license, config=_read_json(folder / "config.json")
-    )
+        repo_id = _prepare_repository(api, repo_id, private, files.repository_type)
+    license = license or DEFAULT_LICENSES[files.repository_type]
+    if files.repository_type == "dataset":
+        card = dataset_card.render_again(folder, license, repo_id, with_rejected)
+    else:
+        scores = read_json(folder / "scores.json") if (folder / "scores.json").is_file() else None
+        config = read_json(folder / "config.json")
+        card = render_model_card(manifest, scores, repo_id=repo_id, license=license, config=config)
     with tempfile.TemporaryDirectory(prefix="msb-ner-push-") as staging:
-        stage_files(folder, names, card, Path(staging))
+        stage_files(folder, files.names, card, Path(staging))
         with _hub_calls(doing, PUSH_SECONDS, token, again):
             commit = api.upload_folder(
                 repo_id=repo_id,
+                repo_type=files.repository_type,
                 folder_path=staging,
-                allow_patterns=[*names, "README.md"],
-                delete_patterns=OWN_PATTERNS,
-                commit_message=redact(commit_message or f"Push {manifest.get('stage', 'model')}"),
+                delete_patterns=list(files.stale),
+                commit_message=redact(commit_message or f"Push {manifest.get('stage', files.repository_type)}"),
             )
-    logger.info("pushed %d files to %s", len(names) + 1, redact(commit.commit_url))
+    logger.info("pushed %d files to %s", len(files.names) + 1, redact(commit.commit_url))
     return commit.commit_url
 
 
-def export_files(folder: Path) -> list[str]:
-    """Names of the files of ``folder`` that may be pushed; :class:`InputError` if it is no complete export."""
-    for name, remedy in (
-        ("manifest.json", "Give the output folder of a finished stage."),
-        ("config.json", "Give the output folder of a training stage."),
-    ):
-        if not (folder / name).is_file():
-            raise InputError.at(folder, None, f"there is no {name}", remedy)
-    names = ["manifest.json", "config.json", *_weight_files(folder), *_code_files(folder)]
-    names += [n for n in (*TOKENIZER_FILES, "scores.json", "config.yaml") if (folder / n).is_file()]
-    return names
-
-
-def stage_files(folder: Path, names: list[str], card: str, staging: Path) -> None:
-    """Lay out in ``staging`` what is pushed: scrubbed records, the card, the other files as they are.
-
-    Raises :class:`InputError` if one of the files that are pushed as they are holds a credential of this machine.
-    """
-    secrets = [secret.encode() for secret in known_secrets()]
-    for name in names:
-        source, target = folder / name, staging / name
-        if name in SCRUBBED_JSON:
-            text = json.dumps(scrub(_read_json(source)), indent=2, ensure_ascii=False) + "\n"
-            target.write_text(text, encoding="utf-8")
-        elif name == "config.yaml":
-            settings = scrub(yaml.safe_load(source.read_text(encoding="utf-8")))
-            target.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        elif name.endswith(".safetensors"):
-            target.symlink_to(source.resolve())
-        else:
-            content = source.read_bytes()
-            if any(secret in content for secret in secrets):
-                raise InputError.at(source, None, "it holds your Hub token", "Take the token out of this file.")
-            shutil.copyfile(source, target)
-    (staging / "README.md").write_text(card, encoding="utf-8")
+def warn_of_terms(repo_id: str) -> None:
+    """Say, before a data set goes to a public repository, what stands against that."""
+    logger.warning(
+        "%s is to be public: X's terms allow to pass on the ids of posts, not their texts, and CoNLL-2003's text may "
+        "not be passed on at all. Make it private unless you have the right to publish this data set.",
+        repo_id,
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Push from the command line; returns 0, or 2 with the reason on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m launch.hub", description="Push a finished training stage.")
-    parser.add_argument("folder", type=Path, help="output folder of a finished training stage")
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.hub", description="Push the model or the data set of a finished stage."
+    )
+    parser.add_argument("folder", type=Path, help="output folder of a finished stage")
     parser.add_argument("repo_id", help="namespace/name on the Hub; made if it is not there")
-    parser.add_argument("--private", action="store_true", help="make the repository private")
-    parser.add_argument("--license", default=DEFAULT_LICENSE, help="licence of the weights, as the Hub names it")
+    visibility = parser.add_mutually_exclusive_group()
+    visibility.add_argument("--private", action="store_true", help="make the repository private (a data set's default)")
+    visibility.add_argument("--public", action="store_true", help="make the repository public (a model's default)")
+    parser.add_argument("--license", help="licence, as the Hub names it (default: apache-2.0; of a data set, other)")
+    parser.add_argument("--rejected", action="store_true", help="of a data set: push what was rejected, too")
     parser.add_argument("--message", default=None, help="commit message")
     arguments = parser.parse_args(argv)
+    folder, repo_id = arguments.folder, arguments.repo_id
     try:
-        url = push_folder(arguments.folder, arguments.repo_id, arguments.private, arguments.message, arguments.license)
+        is_dataset = find_published_files(folder).repository_type == "dataset"
+        private = arguments.private or (is_dataset and not arguments.public)
+        if is_dataset and not private:
+            warn_of_terms(repo_id)
+        url = push_folder(folder, repo_id, private, arguments.message, arguments.license, arguments.rejected)
     except InputError as error:
         print(f"launch/hub: error: {error}", file=sys.stderr)
         return 2
     print(url)
     return 0
+
+
+def _command_to_push_again(
+    folder: Path,
+    repo_id: str,
+    private: bool,
+    license: str | None,
+    with_rejected: bool,
+    repository_type: RepositoryType,
+) -> str:
+    options = [*(["--license", license] if license not in (None, DEFAULT_LICENSES[repository_type]) else [])]
+    options += ["--rejected"] if with_rejected else []
+    if private != (repository_type == "dataset"):  # not what the command does by itself
+        options.append("--private" if private else "--public")
+    kind = "model" if repository_type == "model" else "data set"
+    command = " ".join(["python -m launch.hub", str(folder), repo_id, *options])
+    return f"The finished {kind} lies in {folder}; push it again with: {command}"
 
 
 def _preconditions(repo_id: str) -> str:
@@ -198,7 +191,7 @@ def _preconditions(repo_id: str) -> str:
     return token
 
 
-def _prepare_repository(api: HfApi, repo_id: str, private: bool) -> str:
+def _prepare_repository(api: HfApi, repo_id: str, private: bool, repository_type: RepositoryType) -> str:
     """Create the repository if need be and check that the token may write to it; returns ``namespace/name``."""
     account = _account(api)
     user = account.get("name", "")
@@ -215,8 +208,8 @@ def _prepare_repository(api: HfApi, repo_id: str, private: bool) -> str:
             f"Make one with write permission at {constants.ENDPOINT}/settings/tokens"
         )
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        repository = api.model_info(repo_id, timeout=CHECK_SECONDS)
+        api.create_repo(repo_id, private=private, repo_type=repository_type, exist_ok=True)
+        repository = api.repo_info(repo_id, repo_type=repository_type, timeout=CHECK_SECONDS)
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403, 404):
             raise no_permission from None
@@ -228,7 +221,7 @@ def _prepare_repository(api: HfApi, repo_id: str, private: bool) -> str:
         )
     # `create_repo` is content with a repository of somebody else, so ask whether this token may write.
     try:
-        api.auth_check(repo_id, write=True)
+        api.auth_check(repo_id, repo_type=repository_type, write=True)
     except HfHubHTTPError as error:
         # A plain 404 comes from a server that does not know this question; the upload will tell.
         if error.response.status_code in (401, 403) or isinstance(error, RepositoryNotFoundError):
@@ -299,43 +292,6 @@ def _explain(error: BaseException) -> str:
 def _one_line(error: object, limit: int = 300) -> str:
     text = " ".join(str(error).split()).rstrip(".")
     return text if len(text) <= limit else text[:limit] + "…"
-
-
-def _weight_files(folder: Path) -> list[str]:
-    if (folder / SINGLE_WEIGHTS).is_file():
-        return [SINGLE_WEIGHTS]
-    if not (folder / WEIGHTS_INDEX).is_file():
-        raise InputError.at(folder, None, f"there is no {SINGLE_WEIGHTS}", "Only safetensors weights are pushed.")
-    shards = sorted(set(_read_json(folder / WEIGHTS_INDEX)["weight_map"].values()))
-    for shard in shards:
-        # The name comes from a file: it must not lead out of the folder, or to a pickle.
-        if Path(shard).name != shard or not shard.endswith(".safetensors") or not (folder / shard).is_file():
-            raise InputError.at(folder / WEIGHTS_INDEX, None, f"its shard {shard} is not there", "Export again.")
-    return [WEIGHTS_INDEX, *shards]
-
-
-def _code_files(folder: Path) -> list[str]:
-    """The model's own modules: all of the folder's ``*.py`` if ``config.json`` has an ``auto_map``, else none."""
-    auto_map = _read_json(folder / "config.json").get("auto_map") or {}
-    references = [r for value in auto_map.values() for r in (value if isinstance(value, list) else [value]) if r]
-    for reference in references:
-        module = reference.rpartition(".")[0]
-        if "--" not in reference and not (folder / f"{module}.py").is_file():  # "--": code of another repository
-            raise InputError.at(folder, None, f"config.json names {module}.py, which is not there", "Export again.")
-    return sorted(path.name for path in folder.glob("*.py")) if auto_map else []
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError.at(
-            path, getattr(error, "lineno", None), "this is not JSON", "Make the folder again."
-        ) from None
-
-
-def _read_optional_json(path: Path) -> dict | None:
-    return _read_json(path) if path.is_file() else None
 
 
 if __name__ == "__main__":

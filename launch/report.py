@@ -14,17 +14,15 @@ import hashlib
 import statistics
 import sys
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from launch.charts import Bar, Line, Node, bar_chart, chain_diagram, line_chart, thin_out
 from launch.errors import InputError
-from launch.files import write_text_whole
 from launch.gallery import build_gallery
+from launch.page import write_page
 from launch.paper_table4 import SOURCE, TEST_TWEETS
 from launch.results import (
     CONVENTIONS,
@@ -82,16 +80,9 @@ def write_report(run_folder: Path, stages: list[Path], output: Path, title: str)
 
     """
     found = [StageFolder(folder) for folder in stages]
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
     context = _context(found) | {"title": title, "run_name": Path(run_folder).resolve().name}
-    page = environment.get_template("report_template.html").render(context)
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # A tweet cut within an emoji leaves half a surrogate pair, which UTF-8 cannot hold.
-    write_text_whole(output, page.lstrip().encode("utf-8", "replace").decode("utf-8"))
+    write_page(output, "report_template.html", context)
     return output
 
 
@@ -117,10 +108,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"\nReport: {output}")
     return 0
-
-
-def _template(name: str) -> str:
-    return resources.files("launch").joinpath(name).read_text(encoding="utf-8")
 
 
 def _context(stages: list[StageFolder]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from launch.errors import InputError
 
-_BUDGET = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
+_BUDGET = re.compile("".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class ScheduleSettings:
 
 
 def budget_in_seconds(budget: str) -> float:
-    """Seconds in ``1h30m``, ``30m``, ``90s``; InputError for anything else."""
+    """Seconds in ``1h30m``, ``30m``, ``90s``, ``2d``; InputError for anything else."""
     match = _BUDGET.fullmatch(budget.strip())
-    hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0, 0.0, 0.0)
-    if not (total := 3600 * hours + 60 * minutes + seconds):
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups()) if match else (0.0,) * 4
+    if not (total := 86400 * days + 3600 * hours + 60 * minutes + seconds):
         raise InputError(f"budget {budget!r} is not a time such as 30m, 1h30m or 90s")
     return total

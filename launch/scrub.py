@@ -15,6 +15,8 @@ SHORTEST_SECRET = 6
 
 _TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_ID_TOKEN")
 
+_remembered: set[str] = set()
+
 _CREDENTIALS = re.compile(
     r"""
       \b(?:hf|api_org)_[A-Za-z0-9]{20,}            # the Hub's user and organisation tokens
@@ -33,11 +35,19 @@ _PATH_IN_TEXT = re.compile(r"""(?<![\w.:/<\\])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\'"`
 _WHOLE_PATH = re.compile(r"(?:~?/|~?\\|[A-Za-z]:[/\\]|file://)[^\n]+")
 
 
+def remember_secret(secret: str) -> None:
+    """Count ``secret``, a key that this process has read, among :func:`known_secrets`."""
+    _remembered.add(secret)
+
+
 def known_secrets() -> list[str]:
-    """The credentials this machine holds for the Hub: token variables and the file that ``hf auth login`` writes."""
+    """The credentials this process knows: those remembered, and the Hub's.
+
+    The Hub's are the token variables and the file that ``hf auth login`` writes.
+    """
     from huggingface_hub import constants
 
-    found = [os.environ.get(name, "") for name in _TOKEN_VARIABLES]
+    found = [*_remembered, *(os.environ.get(name, "") for name in _TOKEN_VARIABLES)]
     try:
         found.append(Path(constants.HF_TOKEN_PATH).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

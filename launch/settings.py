@@ -18,15 +18,18 @@ jsonargparse.set_docstring_parse_options(attribute_docstrings=True)
 
 
 def parse_settings(
-    settings_class: type[Settings], argv: list[str] | None = None, description: str | None = None
+    settings_class: type[Settings],
+    argv: list[str] | None = None,
+    description: str | None = None,
+    program: str | None = None,
 ) -> Settings:
     """Read ``settings_class`` from the command line and the YAML files that ``--config`` names.
 
     Later arguments win over earlier ones, files included. An unknown, missing or ill-typed setting, or one that the
     class itself refuses with a ValueError, ends the process with code 2 and its name; ``--help`` documents each
-    setting, ``--print_config`` prints the resolved YAML.
+    setting, ``--print_config`` prints the resolved YAML. ``program`` is what they call the command, if not by its file.
     """
-    parser = jsonargparse.ArgumentParser(description=description, parser_mode="yaml")
+    parser = jsonargparse.ArgumentParser(prog=program, description=description, parser_mode="yaml")
     parser.add_argument("--config", action="config", help="YAML file with settings; later arguments override it")
     parser.add_class_arguments(settings_class, as_group=False)
     namespace = parser.parse_args(argv)

@@ -6,6 +6,7 @@ A stage file defines a frozen dataclass of settings derived from :class:`StageSe
 * the work happens in ``OUTPUT.partial``, renamed to ``OUTPUT`` when all is written;
 * a finished output with the same fingerprint (settings and input contents) is up to date and not made again;
 * an interrupted one goes on (training stages) or starts over (the others);
+* a finished one that can grow (a crawl) goes on, too: the same command adds to it;
 * one made of other settings or inputs is refused, with what changed, never mixed;
 * beside the artefact lie ``config.yaml`` (resolved settings) and ``manifest.json`` (what it is made of).
 """
@@ -183,7 +184,9 @@ def run_stage(
     inputs: Callable[[SettingsType], dict[str, Path | str | None]],
     argv: list[str] | None = None,
     *,
+    subcommand: str = "",
     keeps_partial: bool = False,
+    grows: bool = False,
     before: Callable[[SettingsType], None] | None = None,
     describe: Callable[[Path], None] | None = None,
     after: Callable[[SettingsType], None] | None = None,
@@ -191,7 +194,10 @@ def run_stage(
     """Run one stage as a command and return its exit code: 0 done or up to date, 2 for an :class:`InputError`.
 
     ``inputs`` maps names to what the stage reads: a path (hashed by content), ``hub:ID`` or None.
+    ``subcommand``: what the command line named before ``argv``, where one file holds several stages.
     ``keeps_partial``: the function can go on from what an interrupted run left in ``stage.folder``.
+    ``grows``: also from what a finished run left there. It ends at a signal as it would by itself, and where it raises
+    an InputError, the rows that it counted as kept are a whole artefact, which is finished all the same.
     On the main process alone, ``before`` checks what would else fail late; ``describe`` adds a card to the written
     folder, manifest included; ``after`` publishes the finished output, also one that was up to date.
     """
@@ -199,23 +205,29 @@ def run_stage(
     for client in ("httpx", "httpx2"):  # at INFO they print the addresses of uploads, which are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     module = sys.modules[function.__module__]
-    name = _stage_name(module)
-    settings = parse_settings(settings_class, argv, description=module.__doc__)
+    name = f"{_stage_name(module)} {subcommand}".rstrip()
+    keeps_partial = keeps_partial or grows
+    program = f"{Path(module.__file__).name} {subcommand}" if subcommand else None
+    settings = parse_settings(settings_class, argv, module.__doc__, program)
     try:
         if settings.dry_run:
-            print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial)}")
+            print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial, grows)}")
             return 0
         stage = Stage(name, settings, {key: describe_input(key, v) for key, v in inputs(settings).items() if v})
         if before and stage.is_main_process:
             before(settings)
-        if _is_up_to_date(stage):
+        is_up_to_date = _is_up_to_date(stage)
+        if is_up_to_date and not grows:
             stage.log(f"up to date: {settings.output}")
         else:
-            _prepare_partial(stage, keeps_partial)
+            _prepare_partial(stage, keeps_partial, reopen=is_up_to_date and _is_reopenable(stage))
             try:
                 function(settings, stage)
             except InputError:
-                _discard_partial(stage, keeps_partial)
+                if grows and stage.rows.kept:
+                    _finish(stage, describe)
+                else:
+                    _discard_partial(stage, keeps_partial)
                 raise
             _finish(stage, describe)
         if after and stage.is_main_process:
@@ -375,24 +387,50 @@ def _is_resumable(stage: Stage, keeps_partial: bool) -> bool:
     return plan == stage.plan
 
 
-def _prepare_partial(stage: Stage, keeps_partial: bool) -> None:
-    """Make the temporary folder, or keep what an interrupted run of the same plan left in it."""
+def _is_reopenable(stage: Stage) -> bool:
+    """Whether a growing stage goes on from its finished output. InputError if that would be lost unasked."""
+    output, overwrite = stage.settings.output, stage.settings.overwrite
+    if stage.settings.resume == "never":
+        if not overwrite:
+            raise InputError(
+                f"{output} is finished, and --resume never starts over. Add --overwrite true to replace it."
+            )
+        return False
+    if not _is_resumable(stage, keeps_partial=True):
+        return True
+    if not overwrite:  # a run that was told to start over, and interrupted
+        raise InputError(
+            f"{output} is finished, and {stage.folder} is of an interrupted run that would replace it. "
+            "Remove one of them, or --overwrite true to go on with the interrupted run."
+        )
+    return False
+
+
+def _prepare_partial(stage: Stage, keeps_partial: bool, reopen: bool) -> None:
+    """Make the temporary folder, or keep what an interrupted run of the same plan left in it, or ``reopen`` the output."""
     if not stage.is_main_process:
         return
-    folder = stage.folder
+    folder, output = stage.folder, stage.settings.output
     if folder.exists():
-        _lock(stage)
+        _lock(stage, folder)
         if _is_resumable(stage, keeps_partial):
             stage.log(f"going on with the interrupted run in {folder}")
             return
         shutil.rmtree(folder)
+    if reopen:
+        _lock(stage, output)
+        write_json_whole(output / PLAN_NAME, stage.plan)
+        os.replace(output, folder)
+        sync_to_disk(folder.parent)
+        stage.log(f"going on from {output}, which lies in {folder} meanwhile")
+        return
     try:
         folder.mkdir(parents=True)
     except OSError as error:
         raise InputError(
             f"{folder}: cannot be made ({error.strerror}). Choose an --output that can be written."
         ) from None
-    _lock(stage)
+    _lock(stage, folder)
     write_json_whole(folder / PLAN_NAME, stage.plan)
 
 
@@ -404,13 +442,13 @@ def _discard_partial(stage: Stage, keeps_partial: bool) -> None:
             shutil.rmtree(stage.folder)
 
 
-def _lock(stage: Stage) -> None:
-    """Keep other processes out of the temporary folder as long as this one lives. InputError if one is in it."""
-    stage.lock = open(stage.folder / LOCK_NAME, "w")  # open as long as the stage lives
+def _lock(stage: Stage, folder: Path) -> None:
+    """Keep other processes out of the folder as long as this one lives. InputError if one is in it, or took it away."""
     try:
+        stage.lock = open(folder / LOCK_NAME, "w")  # open as long as the stage lives
         # Not flock: processes forked from this one would hold that, too, and may outlive it.
         fcntl.lockf(stage.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, FileNotFoundError):
         raise InputError(f"{stage.folder}: another process is writing it. Wait for it, or end it.") from None
 
 
@@ -436,7 +474,13 @@ def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
     stage.log(f"done: {settings.output}")
 
 
-def _dry_run(name: str, settings: StageSettings, inputs: dict[str, Path | str | None], keeps_partial: bool) -> str:
+def _dry_run(
+    name: str,
+    settings: StageSettings,
+    inputs: dict[str, Path | str | None],
+    keeps_partial: bool,
+    grows: bool,
+) -> str:
     missing = [
         f"{key}: {value} is not there"
         for key, value in inputs.items()
@@ -447,7 +491,10 @@ def _dry_run(name: str, settings: StageSettings, inputs: dict[str, Path | str | 
     stage = Stage(name, settings, {key: describe_input(key, value) for key, value in inputs.items() if value})
     try:
         if _is_up_to_date(stage):
-            return "up to date"
+            if not grows:
+                return "up to date"
+            if _is_reopenable(stage):
+                return f"would run: goes on from {settings.output}"
         resumable = _is_resumable(stage, keeps_partial)
     except InputError as error:
         return f"would be refused: {error}"

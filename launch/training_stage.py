@@ -4,22 +4,22 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from launch.hub import check_can_push, push_folder
 from launch.loop import OptimizerSettings, RunSettings
 from launch.model_card import render_model_card
+from launch.publishing import PublishingSettings, SettingsType, run_publishing_stage
 from launch.schedule import ScheduleSettings
 from launch.settings import NOT_IDENTITY
-from launch.stage import Stage, StageSettings, read_manifest, run_stage
+from launch.stage import CARD_NAME, Stage, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingStageSettings(StageSettings):
+class TrainingStageSettings(PublishingSettings):
     """Settings of every training stage."""
 
     encoder: str = field(metadata=NOT_IDENTITY)
@@ -34,15 +34,6 @@ class TrainingStageSettings(StageSettings):
     """How long to train, and the learning rate's shape."""
     run: RunSettings = field(default_factory=RunSettings)
     """Precision, micro-batches, checkpoints."""
-    push_to_hub: str | None = field(default=None, metadata=NOT_IDENTITY)
-    """Repository on the Hub, `owner/name`, to publish the result to; checked before training starts."""
-    hub_private: bool = field(default=True, metadata=NOT_IDENTITY)
-    """Make the repository private where it is new."""
-    license: str = field(default="apache-2.0", metadata=NOT_IDENTITY)
-    """Licence named on the model card."""
-
-
-SettingsType = TypeVar("SettingsType", bound=TrainingStageSettings)
 
 
 def run_training_stage(
@@ -53,31 +44,13 @@ def run_training_stage(
 ) -> int:
     """:func:`launch.stage.run_stage` for a stage that trains: resumable, with a model card, published where asked."""
 
-    def check(settings: SettingsType) -> None:
-        if settings.push_to_hub:
-            check_can_push(settings.push_to_hub, private=settings.hub_private)
-
     def describe(folder: Path) -> None:
         scores = folder / "scores.json"
         card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
-    def publish(settings: SettingsType) -> None:
-        if settings.push_to_hub:
-            url = push_folder(
-                settings.output, settings.push_to_hub, private=settings.hub_private, license=settings.license
-            )
-            print(f"published: {url}")
-
-    return run_stage(
-        settings_class,
-        function,
-        inputs,
-        argv,
-        keeps_partial=True,
-        before=check,
-        describe=describe,
-        after=publish,
+    return run_publishing_stage(
+        settings_class, function, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
     )
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets; there is no folder {folder} (MSB_SHARED_DATA names another)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps a process's first precision for good: each test chooses its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

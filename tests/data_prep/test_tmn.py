@@ -135,7 +135,7 @@ def test_images(source, tmp_path):
     assert run(source, tmp_path / "out", "--images", folder) == 0
     assert read_ner(tmp_path / "out", "train")[0]["image"].size == (5, 4)
     assert read_ner(tmp_path / "out", "validation")[0]["image"] is None
-    assert manifest(tmp_path / "out")["facts"]["images_left_out"] == {"it cannot be decoded": 1, "no such file": 1}
+    assert manifest(tmp_path / "out")["facts"]["images_left_out"] == {"not an image": 1, "no such file": 1}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A Hub on this machine: a real HTTP server that speaks the calls ``huggingface_hub`` makes to push a model.
+"""A Hub on this machine: a real HTTP server that speaks the calls ``huggingface_hub`` makes to push a model or a data set.
 
 It keeps repositories in memory and records each request. Uploads go by Git LFS, not Xet, whose client is no HTTP we
 could answer; :meth:`FakeHub.environment` and :meth:`FakeHub.patch` switch Xet off on the client's side.
@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 
 TOKEN = "hf_" + "TestOnlyNoRealToken" + "0123456789abcde"
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pkl")
+LFS_SUFFIXES = (".safetensors", ".parquet", ".jpg", ".bin", ".pt", ".pkl")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Request:
 
 @dataclass
 class Repository:
-    """What the Hub keeps of one model."""
+    """What the Hub keeps of one model or data set."""
 
     private: bool = False
     writable: bool = True
@@ -51,6 +51,7 @@ class FakeHub:
     def __init__(self) -> None:
         self.user, self.token, self.role, self.organisations = "tester", TOKEN, "write", ["lab"]
         self.repositories: dict[str, Repository] = {}
+        """By id; those of data sets as ``datasets/namespace/name``."""
         self.blobs: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: dict[str, tuple[int, str]] = {}
@@ -128,17 +129,18 @@ class FakeHub:
 
 
 def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
+    in_api = r"(?:models/)?((?:(?<=models/)|datasets/)[^/]+/[^/]+)"  # leaves "datasets/" in the id
     routes = [
         ("client_registry", "GET", r"/api/agent-harnesses"),
         ("whoami", "GET", r"/api/whoami-v2"),
         ("create", "POST", r"/api/repos/create"),
         ("validate_yaml", "POST", r"/api/validate-yaml"),
-        ("auth_check", "GET", r"/api/models/([^/]+/[^/]+)/auth-check/write"),
-        ("tree", "GET", r"/api/models/([^/]+/[^/]+)/tree/main"),
-        ("preupload", "POST", r"/api/models/([^/]+/[^/]+)/preupload/main"),
-        ("commit", "POST", r"/api/models/([^/]+/[^/]+)/commit/main"),
-        ("info", "GET", r"/api/models/([^/]+/[^/]+)(?:/revision/main)?"),
-        ("lfs_batch", "POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch"),
+        ("auth_check", "GET", rf"/api/{in_api}/auth-check/write"),
+        ("tree", "GET", rf"/api/{in_api}/tree/main"),
+        ("preupload", "POST", rf"/api/{in_api}/preupload/main"),
+        ("commit", "POST", rf"/api/{in_api}/commit/main"),
+        ("info", "GET", rf"/api/{in_api}(?:/revision/main)?"),
+        ("lfs_batch", "POST", r"/((?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch"),
         ("lfs_upload", "PUT", r"/lfs-storage/([0-9a-f]{64})"),
         ("lfs_verify", "POST", r"/lfs-verify"),
     ]
@@ -207,12 +209,15 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
         def on_create(self, body: bytes) -> None:
             asked = json.loads(body)
             namespace = asked["organization"] or hub.user
-            repo_id = f"{namespace}/{asked['name']}"
+            kind = asked.get("type") or "model"
+            repo_id = ("datasets/" if kind == "dataset" else "") + f"{namespace}/{asked['name']}"
             if namespace not in (hub.user, *hub.organisations):
-                problem = f'You don\'t have the rights to create a model under the namespace "{namespace}"'
+                problem = f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"'
                 return self.answer(403, {"error": problem})
             if repo_id in hub.repositories:
-                return self.answer(409, {"error": "You already created this model repo", "url": f"{hub.url}/{repo_id}"})
+                return self.answer(
+                    409, {"error": f"You already created this {kind} repo", "url": f"{hub.url}/{repo_id}"}
+                )
             hub.repositories[repo_id] = Repository(private=asked.get("visibility") == "private")
             return self.answer(200, {"url": f"{hub.url}/{repo_id}", "name": repo_id})
 
@@ -233,10 +238,10 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
                     self.answer(403, {"error": "Forbidden"})
 
         def on_validate_yaml(self, body: bytes) -> None:
-            from huggingface_hub.repocard import ModelCard
+            from huggingface_hub.repocard import RepoCard
 
             try:
-                ModelCard(json.loads(body)["content"])
+                RepoCard(json.loads(body)["content"])
             except ValueError as error:
                 return self.answer(400, {"errors": [{"message": str(error)}], "warnings": []})
             return self.answer(200, {"errors": [], "warnings": []})

@@ -1,4 +1,4 @@
-"""Pushing to a Hub that runs on this machine; see fake_hub.py."""
+"""Pushing models and data sets to a Hub that runs on this machine; see fake_hub.py."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 import yaml
 from fake_hub import TOKEN, FakeHub, Repository, fake_hub  # noqa: F401
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import DatasetCard, ModelCard, constants
 from safetensors.numpy import save_file
 
+from data_prep.layout import write_dataset
+from data_prep.posts import POSTS_FEATURES, Post, PostImage
 from launch import hub
 from launch.errors import InputError
+from launch.published_files import find_published_files
 from launch.scrub import REDACTED, redact, scrub
 
 REPOSITORY_ROOT = Path(__file__).resolve().parents[2]
@@ -200,7 +203,7 @@ def test_an_index_cannot_name_files_that_are_no_shards_of_the_folder(export, sha
     (export.parent / "secret.safetensors").write_text("private")
     (export / "model.safetensors").unlink()
     (export / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
-    assert shard in error_of(hub.export_files, export)
+    assert shard in error_of(find_published_files, export)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "config.json", "model.safetensors"])
@@ -227,6 +230,119 @@ def test_tokens_in_records_are_redacted(client, export):
     manifest = json.loads(client.repositories["tester/ner"].files["manifest.json"])
     assert manifest["facts"] == {"command": f"HF_TOKEN={REDACTED} {REDACTED}", f"key {REDACTED}": [REDACTED]}
     assert not [text for text in client.texts_outside_authorization() if TOKEN in text or other in text]
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+def write_posts(folder: Path) -> Path:
+    """A finished crawl with two photos, one of them of a rejected post, and files that must stay at home."""
+
+    def post(name: str, photo: str, **options) -> dict:
+        path = f"images/{photo[:2]}/{photo}.jpg"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(photo.encode())
+        return Post(
+            name, f"text of {name}", source="x", images=(PostImage("https://x/1.jpg", path=path),), **options
+        ).row()
+
+    kept, left_out = post("1", "ab" * 32), post("2", "cd" * 32)
+    escaping = Post("3", "text", source="x", images=(PostImage("u", path="../secret"), PostImage("v"))).row()
+    rejected = [(left_out, "withheld")]
+    write_dataset(folder, {"train": [kept, escaping]}, POSTS_FEATURES, "Posts", {"query": "cats"}, rejected=rejected)
+    home = str(folder.parent.resolve())
+    settings = {"output": f"{home}/posts", "token_file": f"{home}/keys/x", "query": "cats", "license": "other"}
+    manifest = {
+        "stage": "data_prep/crawl x",
+        "settings": settings,
+        "inputs": {},
+        "rows": {"taken": 3, "kept": 2, "rejected": {"withheld": 1}},
+        "facts": {},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    for name in ("state.json", "metrics.jsonl", ".lock", "notes.txt", "images/ab/more.jpg", "data/train.partial"):
+        (folder / name).write_text("private")
+    (folder.parent / "secret").write_text("private")
+    return folder
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> Path:
+    return write_posts(tmp_path / "posts")
+
+
+PUSHED_POSTS = {"README.md", "manifest.json", "config.yaml", ".gitattributes"} | {
+    "data/train-00000-of-00001.parquet",
+    f"images/ab/{'ab' * 32}.jpg",
+}
+
+
+def test_a_data_set_goes_without_its_rejected_posts(fake_hub, posts, tmp_path):  # noqa: F811
+    done = run_push(fake_hub, tmp_path / "home", str(posts), "tester/posts", HF_DEBUG="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{fake_hub.url}/datasets/tester/posts/commit/")
+    repository = fake_hub.repositories["datasets/tester/posts"]
+    assert repository.private, "a data set is private unless asked for otherwise"
+    assert set(repository.files) == PUSHED_POSTS
+    for name in PUSHED_POSTS - {"README.md", "manifest.json", "config.yaml", ".gitattributes"}:
+        assert repository.files[name] == (posts / name).read_bytes()
+    records = b"".join(repository.files[name] for name in ("README.md", "manifest.json", "config.yaml")).decode()
+    assert str(tmp_path) not in records
+    assert json.loads(repository.files["manifest.json"])["settings"]["token_file"] == "x"
+
+    card = DatasetCard(repository.files["README.md"].decode())
+    assert [config["config_name"] for config in card.data.configs] == ["default"]
+    assert (card.data.license, card.data.pretty_name) == ("other", "Posts")
+    assert 'load_dataset("tester/posts")' in card.text and '"rejected")' not in card.text
+    assert "- query: cats" in card.text and "| withheld | 1 |" in card.text
+    assert "Rows that were left out (1) are not part of this repository." in card.text
+    assert '"rejected")' in (posts / "README.md").read_text(), "the card at home still tells of them"
+
+    assert not [text for text in fake_hub.texts_outside_authorization() if TOKEN in text]
+    assert TOKEN not in done.stdout + done.stderr and "X's terms" not in done.stderr
+
+
+def test_rejected_posts_go_where_asked_and_vanish_with_the_next_push(client, posts):
+    hub.push_folder(posts, "tester/posts", private=True, with_rejected=True, license="cc-by-4.0")
+    files = client.repositories["datasets/tester/posts"].files
+    more = {"rejected/rejected-00000-of-00001.parquet", f"images/cd/{'cd' * 32}.jpg"}
+    assert set(files) == PUSHED_POSTS | more
+    card = DatasetCard(files["README.md"].decode())
+    assert [config["config_name"] for config in card.data.configs] == ["default", "rejected"]
+    assert card.data.license == "cc-by-4.0" and 'load_dataset("tester/posts", "rejected")' in card.text
+    hub.push_folder(posts, "tester/posts", private=True)
+    assert set(client.repositories["datasets/tester/posts"].files) == PUSHED_POSTS
+
+
+def test_a_public_data_set_is_pushed_with_a_warning(fake_hub, posts, tmp_path):  # noqa: F811
+    done = run_push(fake_hub, tmp_path / "home", str(posts), "tester/posts", "--public", "--license", "cc0-1.0")
+    assert done.returncode == 0, done.stderr
+    assert not fake_hub.repositories["datasets/tester/posts"].private
+    assert done.stderr.count("X's terms") == 1
+    assert b"license: cc0-1.0" in fake_hub.repositories["datasets/tester/posts"].files["README.md"]
+
+
+def test_models_and_data_sets_of_one_name_are_two_repositories(client, export, posts):
+    assert hub.check_can_push("tester/both", repository_type="dataset") == "tester/both"
+    hub.push_folder(export, "tester/both")
+    assert client.repositories["datasets/tester/both"].messages == []
+    client.repositories["datasets/stranger/posts"] = Repository(writable=False)
+    assert "may not write" in error_of(hub.check_can_push, "stranger/posts", repository_type="dataset")
+
+
+def test_a_failed_push_of_a_data_set_says_how_to_push_it(client, posts):
+    client.faults["commit"] = (403, '{"error": "quota used up"}')
+    text = error_of(hub.push_folder, posts, "tester/posts", private=False, license="mit", with_rejected=True)
+    assert f"The finished data set lies in {posts}; push it again with: " in text
+    assert text.endswith(f"python -m launch.hub {posts} tester/posts --license mit --rejected --public")
+    text = error_of(hub.push_folder, posts, "tester/more", private=True)
+    assert text.endswith(f"python -m launch.hub {posts} tester/more")
+
+
+def test_a_folder_without_shards_is_no_data_set(posts):
+    (posts / "data/train-00000-of-00001.parquet").unlink()
+    assert "no data/*.parquet" in error_of(hub.push_folder, posts, "tester/posts")
 
 
 # --- refusals before training -----------------------------------------------------------------------------------------

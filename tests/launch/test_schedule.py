@@ -11,13 +11,14 @@ from launch.schedule import ScheduleSettings, budget_in_seconds
 
 
 @pytest.mark.parametrize(
-    "text, seconds", [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400), ("1h0.5m2s", 3632), (" 5s ", 5)]
+    "text, seconds",
+    [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400), ("1h0.5m2s", 3632), (" 5s ", 5), ("1d2s", 86402)],
 )
 def test_budgets(text, seconds):
     assert budget_in_seconds(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "1m1h", "5d", "0s", "0h0m"])
+@pytest.mark.parametrize("text", ["", "30", "m", "30 m", "-5m", "1m1h", "5w", "0s", "0h0m"])
 def test_what_is_no_budget(text):
     with pytest.raises(InputError, match="is not a time such as 30m"):
         budget_in_seconds(text)

@@ -75,12 +75,14 @@ def copy(settings, stage):
             else:
                 file.write(line + "\\n")
                 stage.rows.kept += 1
+    if settings.fault == "late input":
+        raise InputError("the key is no longer valid")
     stage.facts["longest"] = 5
     stage.seeds = [7]
     stage.log_metrics(event="train", loss=0.5)
 
 def main(argv=None):
-    return run_stage(CopySettings, copy, inputs, argv, keeps_partial=KEEPS_PARTIAL)
+    return run_stage(CopySettings, copy, inputs, argv, OPTIONS)
 
 if __name__ == "__main__":
     raise SystemExit(main())
@@ -90,10 +92,10 @@ if __name__ == "__main__":
 class Command:
     """A stage file in a folder of its own, with the text it reads."""
 
-    def __init__(self, folder: Path, keeps_partial: bool) -> None:
+    def __init__(self, folder: Path, options: str) -> None:
         self.script = folder / "tools" / "copy_lines.py"
         self.script.parent.mkdir()
-        self.script.write_text(STAGE.replace("KEEPS_PARTIAL", str(keeps_partial)))
+        self.script.write_text(STAGE.replace("OPTIONS", options))
         self.text, self.output = folder / "text.txt", folder / "out" / "copied"
         self.partial = folder / "out" / "copied.partial"
         self.text.write_text("one\ntwo\nthree\n")
@@ -108,12 +110,20 @@ class Command:
 
 @pytest.fixture
 def copy(tmp_path):
-    return Command(tmp_path, keeps_partial=False)
+    return Command(tmp_path, "keeps_partial=False")
 
 
 @pytest.fixture
 def trainer(tmp_path):
-    return Command(tmp_path, keeps_partial=True)
+    return Command(tmp_path, "keeps_partial=True")
+
+
+@pytest.fixture
+def grower(tmp_path):
+    """A stage whose finished output can grow; it has grown once."""
+    command = Command(tmp_path, "grows=True, subcommand='longer'")
+    assert command().returncode == 0
+    return command
 
 
 def test_writes_the_artefact_with_its_records(copy):
@@ -295,15 +305,24 @@ def test_a_training_stage_starts_over_when_told(trainer, settings):
     assert done.returncode == 0 and "went on" not in done.stderr
 
 
+def cut_off_at_renaming(command: Command, name: str, done: bool = False) -> None:
+    """Run the command until it gives a file or folder that name, which is ``done`` before the end or not."""
+    code = (
+        "import os, runpy, sys\n"
+        "def replace(old, new, real=os.replace):\n"
+        f"    last = str(new).endswith({name!r})\n"
+        f"    if not last or {done}: real(old, new)\n"
+        "    if last: os._exit(9)\n"
+        "os.replace, sys.argv = replace, sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    cut = subprocess.run([sys.executable, "-c", code, *command.arguments()[1:]], capture_output=True, text=True)
+    assert cut.returncode == 9, cut.stderr
+
+
 def test_a_run_cut_off_before_its_renaming_goes_on(trainer):
     """All is written, and the output not yet renamed: nothing of it may be lost."""
-    code = (
-        "import os, runpy, sys; os.replace = lambda *names, real=os.replace: "
-        "os._exit(9) if str(names[1]).endswith('copied') else real(*names); "
-        "script = sys.argv[1]; sys.argv = sys.argv[1:]; runpy.run_path(script, run_name='__main__')"
-    )
-    cut = subprocess.run([sys.executable, "-c", code, *trainer.arguments()[1:]], capture_output=True, text=True)
-    assert cut.returncode == 9, cut.stderr
+    cut_off_at_renaming(trainer, "copied")
     assert (trainer.partial / "manifest.json").exists() and not trainer.output.exists()
     done = trainer()
     assert done.returncode == 0 and "went on" in done.stderr
@@ -364,3 +383,71 @@ def test_the_contract_imports_nothing_heavy():
     """The pipeline asks every stage before it runs any; data preparation must not wait for torch."""
     code = "import sys, launch.stage; print([n for n in ('torch', 'transformers', 'datasets') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_finished_stage_that_grows_goes_on(grower):
+    assert "would run: goes on from" in grower(dry_run="true").stdout
+    more = grower()
+    assert more.returncode == 0 and "went on" in more.stderr
+    assert read_manifest(grower.output)["stage"] == "tools/copy_lines longer"
+    assert not grower.partial.exists() and not list(grower.output.glob(".*"))
+
+    refused = grower(filter__shortest=4)
+    assert refused.returncode == 2 and "filter.shortest: was 1, now 4" in refused.stderr
+    assert not grower.partial.exists()
+
+
+def test_a_finished_stage_that_grows_starts_over_only_when_told_twice(grower):
+    refused = grower(resume="never")
+    assert refused.returncode == 2 and "--overwrite true" in refused.stderr
+    assert "would be refused" in grower(resume="never", dry_run="true").stdout
+    assert "would run: replaces" in grower(resume="never", overwrite="true", dry_run="true").stdout
+    again = grower(resume="never", overwrite="true")
+    assert again.returncode == 0 and "went on" not in again.stderr and not grower.partial.exists()
+
+
+@pytest.mark.parametrize(
+    "at, done", [(".plan.json", False), (".plan.json", True), ("copied.partial", False), ("copied.partial", True)]
+)
+def test_a_stage_cut_off_as_it_begins_to_grow_goes_on(grower, at, done):
+    cut_off_at_renaming(grower, at, done)
+    assert grower.output.exists() != grower.partial.exists(), "either, and not both"
+    more = grower()
+    assert more.returncode == 0 and "went on" in more.stderr
+    assert not grower.partial.exists() and not list(grower.output.glob(".*"))
+
+
+def test_a_stage_killed_as_it_grows_goes_on(grower):
+    assert grower(fault="kill").returncode == -signal.SIGKILL
+    assert not grower.output.exists()
+    assert "goes on with the interrupted run" in grower(dry_run="true").stdout
+    more = grower()
+    assert more.returncode == 0 and "went on" in more.stderr
+
+
+def test_what_a_growing_stage_kept_is_finished_in_spite_of_bad_input(grower):
+    refused = grower(fault="late input")
+    assert refused.returncode == 2 and "no longer valid" in refused.stderr
+    assert read_manifest(grower.output)["rows"]["kept"] == 3 and not grower.partial.exists()
+
+
+def test_a_finished_output_is_not_lost_to_an_interrupted_fresh_start(grower):
+    assert grower(fault="kill", resume="never", overwrite="true").returncode == -signal.SIGKILL
+    refused = grower()
+    assert refused.returncode == 2 and "would replace it" in refused.stderr
+    assert (grower.output / "copy.txt").exists()
+    done = grower(overwrite="true")
+    assert done.returncode == 0 and "went on" in done.stderr and not grower.partial.exists()
+
+
+def test_two_that_grow_the_same_output_are_kept_apart(grower):
+    first = subprocess.Popen(grower.arguments(fault="wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "waiting\n"
+        second = grower()
+        assert second.returncode == 2 and "another process is writing it" in second.stderr
+    finally:
+        first.send_signal(signal.SIGINT)
+        _, errors = first.communicate(timeout=20)
+    assert first.returncode == 130 and "the same command goes on" in errors
+    assert grower().returncode == 0
