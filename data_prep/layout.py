@@ -78,6 +78,8 @@ SHARD_BYTES = 256 << 20
 """Size, before compression, at which a new shard begins."""
 BATCH_ROWS = 1000
 """Rows of a Parquet row group: what a writer holds in memory."""
+TABLE_ROWS = 50_000
+"""The same for rows that come as Arrow tables, which take less memory."""
 
 
 def with_reason(features: Features) -> Features:
@@ -115,6 +117,14 @@ class DatasetWriter:
     def reject(self, row: Mapping[str, Any], reason: str) -> None:
         """Append a row to the rejected ones."""
         self._of(REJECTED, REJECTED, with_reason(self.features)).add({**row, "reason": reason})
+
+    def add_table(self, split: str, table: pa.Table) -> None:
+        """Append rows that are an Arrow table already."""
+        self._of(split, "data", self.features).add_table(table)
+
+    def reject_table(self, table: pa.Table) -> None:
+        """Append rows to the rejected ones; ``table`` has the column `reason`, too."""
+        self._of(REJECTED, REJECTED, with_reason(self.features)).add_table(table)
 
     def rows(self, split: str) -> int:
         """Rows written to a split (or to ``"rejected"``) so far."""
@@ -168,23 +178,30 @@ def splits_of(folder: Path) -> list[str]:
     return [split for split in SPLITS if split in found] + sorted(found - set(SPLITS))
 
 
+def shards_of(folder: Path, split: str, features: Features) -> list[Path]:
+    """The Parquet files of a split in their order, in which the columns ``features`` are found, perhaps with others.
+
+    InputError names the missing split, shard, column or type.
+    """
+    if split not in splits_of(folder):
+        raise InputError.at(folder, None, f"no split {split!r}", f"It has {', '.join(splits_of(folder))}.")
+    shards = _shards_of(folder / "data", split)
+    for shard in shards:
+        _check_columns(shard, features)
+    return shards
+
+
 def read_split(folder: Path, split: str, features: Features, columns: Sequence[str] | None = None) -> Dataset:
     """One split of a data set, in memory and without a cache; images stay undecoded until a row is looked at.
 
     ``features`` are the columns it must have, of these types; others may be there. ``columns`` limits what is read
     (leave out `image` to save memory). InputError names the missing split, shard, column or type.
     """
-    if split not in splits_of(folder):
-        raise InputError.at(folder, None, f"no split {split!r}", f"It has {', '.join(splits_of(folder))}.")
-    shards = _shards_of(folder / "data", split)
-    wanted = {name: features[name] for name in columns or features}
-    for shard in shards:
-        _check_columns(shard, wanted)
+    wanted = Features({name: features[name] for name in columns or features})
+    shards = shards_of(folder, split, wanted)
     table = pa.concat_tables([pq.read_table(shard, columns=list(wanted)) for shard in shards])
     # The shards' metadata may describe columns that were left out; the wanted features are what the table has now.
-    return Dataset(
-        table.select(list(wanted)).cast(Features(wanted).arrow_schema), info=DatasetInfo(features=Features(wanted))
-    )
+    return Dataset(table.select(list(wanted)).cast(wanted.arrow_schema), info=DatasetInfo(features=wanted))
 
 
 def read_posts_dataset(folder: Path, columns: Sequence[str] | None = None) -> Dataset:
@@ -231,6 +248,7 @@ class _ShardWriter:
         self.schema = features.arrow_schema
         self.rows = 0
         self._batch: list[Mapping[str, Any]] = []
+        self._tables: list[pa.Table] = []
         self._files: list[Path] = []
         self._file: pq.ParquetWriter | None = None
         self._file_bytes = 0
@@ -244,9 +262,21 @@ class _ShardWriter:
         if len(self._batch) == BATCH_ROWS:
             self._write_batch()
 
+    def add_table(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        self._tables.append(table.select(self.schema.names).cast(self.schema))
+        if sum(map(len, self._tables)) >= TABLE_ROWS:
+            waiting = pa.concat_tables(self._tables)
+            # Row groups of one size, so that the same rows give the same bytes in whatever batches they came.
+            for start in range(0, len(waiting) - TABLE_ROWS + 1, TABLE_ROWS):
+                self._write(waiting.slice(start, TABLE_ROWS))
+            self._tables = [waiting.slice(len(waiting) // TABLE_ROWS * TABLE_ROWS)]
+
     def close(self, complete: bool) -> None:
         if self._batch and complete:
             self._write_batch()
+        if sum(map(len, self._tables)) and complete:
+            self._write(pa.concat_tables(self._tables))
         if self._file is not None:
             self._file.close()
         if complete:
@@ -254,16 +284,18 @@ class _ShardWriter:
                 file.rename(self.folder / f"{self.split}-{number:05d}-of-{len(self._files):05d}.parquet")
 
     def _write_batch(self) -> None:
-        table = pa.Table.from_pylist(self._batch, schema=self.schema)
+        self._write(pa.Table.from_pylist(self._batch, schema=self.schema))
+        self._batch = []
+
+    def _write(self, table: pa.Table) -> None:
         if self._file is None or self._file_bytes > SHARD_BYTES:
             if self._file is not None:
                 self._file.close()
             self._files.append(self.folder / f"{self.split}-{len(self._files):05d}.partial")
             self._file = pq.ParquetWriter(self._files[-1], self.schema, compression="zstd")
             self._file_bytes = 0
-        self._file.write_table(table)
+        self._file.write_table(table, row_group_size=TABLE_ROWS)
         self._file_bytes += table.nbytes
-        self._batch = []
 
 
 def _shards_of(folder: Path, split: str) -> list[Path]:

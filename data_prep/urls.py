@@ -36,7 +36,9 @@ _URL = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_MAY_HOLD_URL = re.compile(r"/|http|www\.", re.IGNORECASE)
+MAY_HOLD_URL = r"(?i)/|http|www\."
+"""What every text with a URL has, as a regular expression of Python and of RE2."""
+_MAY_HOLD_URL = re.compile(MAY_HOLD_URL)
 
 
 def find_urls(text: str) -> list[tuple[int, int]]:

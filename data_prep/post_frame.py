@@ -1,0 +1,213 @@
+"""Posts as a Daft dataframe, and the work on each post alone: on this machine's cores, or on a Ray cluster.
+
+Everything that needs other posts, or the order, is done by `data_prep/clean.py` on what comes back.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# Daft reports its use to its makers unless told otherwise before it is imported; its bars would cross ours.
+os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+
+import daft
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from daft import DataFrame, DataType, Schema, Series, col
+from daft import functions as daft_functions
+from daft.io.source import DataSource, DataSourceTask
+from daft.recordbatch import RecordBatch
+
+from data_prep import text_rules
+from data_prep.languages import LanguageFilter
+from data_prep.sources.batches import RAW_SCHEMA
+from data_prep.sources.files import read_batches
+from launch.errors import InputError
+
+EMPTY = "empty"
+TOO_SHORT = "fewer than {} words"
+OTHER_LANGUAGE = "not in the language {}"
+BLOCKED = "on the block list"
+
+PLACE = pa.field("place", pa.int64())
+"""Where a post stands in the input: the number of its file, and of the post in it."""
+POSTS_OF_FILE_AT_MOST = 1 << 40
+READ_COLUMNS = ("id", "text", "lang", "source", "author_id", "problem")
+READ_SCHEMA = pa.schema([*(RAW_SCHEMA.field(name) for name in READ_COLUMNS), PLACE])
+
+SIGNATURE_SEED = 1
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What is done with each post alone. See `CleanSettings`, which these come from."""
+
+    mentions: Literal["keep", "replace", "remove"] = "keep"
+    remove_retweet_prefix: bool = False
+    mask_sensitive: bool = False
+    minimum_words: int = 3
+    language: str | None = None
+    language_confidence: float = 0.5
+    blocked: tuple[str, ...] = ()
+    signature_hashes: int = 0
+    """Values of the MinHash signature; 0 makes none."""
+
+
+def use_runner(runner: Literal["native", "ray"], address: str | None) -> None:
+    """Choose where dataframes are worked on, once a process. InputError where Ray is not installed, or not there."""
+    if runner == "native":
+        return
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--runner ray: Ray is not installed. Install it with: pip install 'msb-ner[ray]'") from None
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--ray_address {address}: no Ray cluster answers ({reason}). Start it, or correct it."
+        ) from None
+    daft.set_runner_ray(noop_if_initialized=True)
+
+
+def read_frame(files: list[Path], within: Path) -> DataFrame:
+    """The posts of the files, in order."""
+    return _PostSource(files, within).read()
+
+
+def with_text_work(posts: DataFrame, settings: TextSettings) -> DataFrame:
+    """The posts with `clean` (the text), `had_url`, `reason` (why it is left out, or null) and `key`.
+
+    `key` is a 64-bit hash of the normalised text. Where signatures are asked for, there are also `words` and
+    `signature`, the MinHash values of the set of words.
+    """
+    work = _TextWork(settings)
+    posts = posts.with_column("_", work(col("text"), col("problem")))
+    names = ("clean", "had_url", "reason", "normalised", *(["words"] if settings.signature_hashes else []))
+    posts = posts.select(*posts.exclude("_").column_names, *(col("_").get(name).alias(name) for name in names))
+    if settings.language:
+        language = _LanguageWork(settings.language, settings.language_confidence)
+        posts = posts.with_column("reason", language(col("clean"), col("lang"), col("reason")))
+    posts = posts.with_column("key", col("normalised").hash()).exclude("normalised", "lang", "problem")
+    if settings.signature_hashes:
+        signature = daft_functions.minhash(
+            col("words"), num_hashes=settings.signature_hashes, ngram_size=1, seed=SIGNATURE_SEED
+        )
+        posts = posts.with_column("signature", signature)
+    return posts
+
+
+class _PostSource(DataSource):
+    def __init__(self, files: list[Path], within: Path) -> None:
+        self.files, self.within = files, within
+
+    @property
+    def name(self) -> str:
+        return "posts"
+
+    @property
+    def schema(self) -> Schema:
+        return Schema.from_pyarrow_schema(READ_SCHEMA)
+
+    async def get_tasks(self, pushdowns: Any) -> AsyncIterator[DataSourceTask]:
+        for number, file in enumerate(self.files):
+            yield _FileTask(number, file, self.within)
+
+
+class _FileTask(DataSourceTask):
+    def __init__(self, number: int, file: Path, within: Path) -> None:
+        self.number, self.file, self.within = number, file, within
+
+    @property
+    def schema(self) -> Schema:
+        return Schema.from_pyarrow_schema(READ_SCHEMA)
+
+    async def read(self) -> AsyncIterator[RecordBatch]:
+        place = self.number * POSTS_OF_FILE_AT_MOST
+        for batch in read_batches([self.file], within=self.within):
+            places = pa.array(np.arange(place, place + len(batch)))
+            place += len(batch)
+            columns = [*(batch[name] for name in READ_COLUMNS), places]
+            yield RecordBatch.from_arrow_record_batches([pa.record_batch(columns, schema=READ_SCHEMA)], READ_SCHEMA)
+
+
+@daft.cls
+class _TextWork:
+    def __init__(self, settings: TextSettings) -> None:
+        self.settings = settings
+
+    @daft.method.batch(
+        return_dtype=DataType.struct(
+            {
+                "clean": DataType.string(),
+                "had_url": DataType.bool(),
+                "reason": DataType.string(),
+                "normalised": DataType.string(),
+                "words": DataType.string(),
+            }
+        )
+    )
+    def __call__(self, text: Series, problem: Series) -> pa.Array:
+        return work_on_texts(_strings(text), _strings(problem), self.settings)
+
+
+def work_on_texts(texts: pa.Array, problems: pa.Array, settings: TextSettings) -> pa.StructArray:
+    """What :func:`with_text_work` tells of texts, but for their language."""
+    without_urls = text_rules.without_urls(texts)
+    had_url = pc.not_equal(without_urls, texts)
+    clean = without_urls
+    if settings.remove_retweet_prefix:
+        clean = text_rules.without_retweet_prefix(clean)
+    if settings.mask_sensitive:
+        clean = text_rules.with_sensitive_masked(clean)
+    if settings.mentions != "keep":
+        clean = text_rules.with_mentions(clean, text_rules.MENTION_MASK if settings.mentions == "replace" else "")
+    clean = text_rules.with_single_spaces(clean)
+    blocked = [(text_rules.holding(clean, settings.blocked), BLOCKED)] if settings.blocked else []
+    reasons = _first_reason(
+        problems,
+        (pc.equal(clean, ""), EMPTY),
+        (pc.invert(text_rules.have_words(clean, settings.minimum_words)), TOO_SHORT.format(settings.minimum_words)),
+        *blocked,
+    )
+    normalised = text_rules.normalised(clean)
+    words = text_rules.words(clean) if settings.signature_hashes else pa.nulls(len(clean), pa.string())
+    columns = {"clean": clean, "had_url": had_url, "reason": reasons, "normalised": normalised, "words": words}
+    return pa.StructArray.from_arrays(columns.values(), names=list(columns))
+
+
+# The library is Python, which does one thing at a time in a process: each core gets one.
+@daft.cls(use_process=True, max_concurrency=os.cpu_count() or 1)
+class _LanguageWork:
+    def __init__(self, language: str, confidence: float) -> None:
+        self.filter = LanguageFilter(language, confidence)
+        self.language, self.reason = language, OTHER_LANGUAGE.format(language)
+
+    @daft.method.batch(return_dtype=DataType.string())
+    def __call__(self, clean: Series, lang: Series, reason: Series) -> pa.Array:
+        texts, langs, reasons = _strings(clean), _strings(lang), _strings(reason)
+        # The platform's word counts, "en" and "en-gb" alike; where it has none, the detector's.
+        is_of_language = pc.equal(pc.list_element(pc.split_pattern(langs, "-"), 0), self.language).to_numpy(False)
+        unknown = pc.and_(pc.is_null(langs), pc.is_null(reasons))
+        is_of_language[unknown.to_numpy(False)] = self.filter(texts.filter(unknown).to_pylist())
+        return _first_reason(reasons, (pc.invert(pa.array(is_of_language, pa.bool_())), self.reason))
+
+
+def _first_reason(reasons: pa.Array, *rules: tuple[pa.Array, str]) -> pa.Array:
+    """The reasons, completed in the order of the rules: each is a bool array and what it means."""
+    for applies, reason in rules:
+        reasons = pc.coalesce(reasons, pc.if_else(applies, reason, pa.scalar(None, pa.string())))
+    return reasons
+
+
+def _strings(series: Series) -> pa.Array:
+    array = series.to_arrow()
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return array.cast(pa.string())
