@@ -11,6 +11,7 @@ before it is decided here, in their order. Kept in memory of each kept post are 
 200), no texts.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+from daft.exceptions import DaftCoreException
 
 from data_prep.column_files import read_lines
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
@@ -245,9 +247,20 @@ def _block_list(path: Path) -> tuple[str, ...]:
 
 
 def _in_order(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches, after a check that no runner has changed the order of the posts."""
+    """The batches, after a check that no runner has changed the order of the posts.
+
+    An InputError of a reader comes out of the runner as an error of its own, and is made what it was.
+    """
     last = -1
-    for batch in batches:
+    while True:
+        try:
+            batch = next(batches, None)
+        except DaftCoreException as error:
+            if told := re.search(r"InputError: (.+)", str(error)):
+                raise InputError(told[1]) from None
+            raise
+        if batch is None:
+            return
         places = batch["place"].to_numpy()
         if len(places):
             assert places[0] > last and (np.diff(places) > 0).all(), "posts out of order"

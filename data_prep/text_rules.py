@@ -24,8 +24,8 @@ _SHORT_URL = rf"(?i)https?://t\.co/[A-Za-z0-9]{{1,10}}([{_SPACE}]|$)"
 _MENTION = r"(^|[^A-Za-z0-9_@/])@[A-Za-z0-9_]{1,30}"
 _RETWEET = rf"^[{_SPACE}]*RT[{_SPACE}]+@[A-Za-z0-9_]{{1,30}}[{_SPACE}]?:"
 _EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
-# Nine digits or more in groups, as people write numbers to call: not a year, a score, a price or a post's id.
-_PHONE = r"(^|[^\w#@/.,+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])(?:\d{2,4}[ .-]){0,2}\d{3,4}([^\w/]|$)"
+# Three groups of digits or more, as people write numbers to call: not a year, a score, a price or a post's id.
+_PHONE = r"(^|[^\w#@/.,+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])(?:\d{3,4}[ .-]){1,2}\d{3,4}([^\w/]|$)"
 EMAIL_MASK, PHONE_MASK, MENTION_MASK = "[email]", "[phone]", "@user"
 
 
