@@ -113,6 +113,8 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
     if passed_over:
         stage.log(f"not files of posts by their names, passed over: {', '.join(passed_over)}")
     frame = with_text_work(read_frame(files, settings.input), _text_settings(settings))
+    if settings.runner == "ray":
+        frame = frame.sort("place")  # a cluster gives batches as they become ready
     decisions = Decisions(settings)
     rows, facts = stage.rows, stage.facts
     facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": decisions.excluded_matches}
