@@ -17,9 +17,9 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def fresh_accelerator():
-    """Accelerate keeps a process's first precision for good: each test chooses its own."""
+    """Accelerate keeps a process's first precision for good: each test file chooses its own."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

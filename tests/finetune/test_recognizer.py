@@ -1,5 +1,6 @@
 """The recognizer: entities in raw posts with their places and scores, tags of tokens, and folders that are none."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -159,9 +160,15 @@ def test_image_words_are_read_by_models_that_were_trained_with_them():
     reads, does_not = (random_recognizer("crf", TagScheme(), reads) for reads in (True, False))
     one, other = reads.entities(texts, images)
     assert one != other
-    assert one == reads.entities(texts[:1], [["sea", "court"]])[0]  # a list is joined as in training
+    alone = reads.entities(texts[:1], [["sea", "court"]])[0]  # a list is joined as in training
+    assert rounded(one) == rounded(alone)
     one, other = does_not.entities(texts, images)
-    assert one == other == does_not.entities(texts[:1])[0]
+    assert one == other and rounded(one) == rounded(does_not.entities(texts[:1])[0])
+
+
+def rounded(entities: list) -> list:
+    """Scores to what a batch of another size leaves alike."""
+    return [dataclasses.replace(entity, score=round(entity.score, 6)) for entity in entities]
 
 
 def test_image_words_must_be_as_many_as_posts():

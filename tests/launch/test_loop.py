@@ -388,8 +388,14 @@ def test_every_sample_is_trained_on_once_in_an_epoch(stage):
 
 
 def test_bf16_autocast_trains_and_keeps_fp32_weights(tmp_path):
-    stage = make_stage(tmp_path / "bf16")
-    weights = run(stage, precision="bf16", epochs=4)
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        stage = make_stage(tmp_path / "bf16")
+        weights = run(stage, precision="bf16", epochs=4)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     assert losses(stage)[-1] < 0.6 * losses(stage)[0] and stage.facts["training"]["precision"] == "bf16"
     full = make_stage(tmp_path / "fp32")
