@@ -28,6 +28,7 @@ EMPTY = "empty file"
 NOT_AN_IMAGE = "not an image"
 TRUNCATED = "truncated"
 UNDECODABLE = "it cannot be decoded"
+NO_FILE = "no such file"
 
 _WHITE = (255, 255, 255)
 _ORIENTATIONS = {
@@ -46,7 +47,7 @@ _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 
 # Ids come from data: this leaves no way to name a file outside the image folder.
-_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 # Here, since `warnings.catch_warnings` is not safe with threads. Sizes are checked below, metadata does not matter.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
@@ -84,20 +85,31 @@ def check_image(data: bytes) -> str:
     return _SUFFIX_OF_FORMAT[image.format]
 
 
+def image_file(folder: Path, image_id: str) -> Path:
+    """The file of an image in a folder of files named by image id. Raises :class:`ImageProblem` where there is none."""
+    if not _SAFE_ID.fullmatch(image_id):
+        raise ImageProblem("the id cannot be a file name")
+    for suffix in SUFFIXES:
+        if (path := folder / f"{image_id}{suffix}").is_file():
+            return path
+    raise ImageProblem(NO_FILE)
+
+
+def read_image_file(path: Path) -> bytes:
+    """The bytes of a file. Raises :class:`ImageProblem` where it is too large."""
+    if path.stat().st_size > MAXIMUM_BYTES:
+        raise ImageProblem(too_many_bytes(MAXIMUM_BYTES))
+    return path.read_bytes()
+
+
 def read_image(folder: Path, image_id: str) -> tuple[dict[str, Any] | None, str | None]:
     """The file of an image as ``({"bytes", "path"}, None)``, or ``(None, why there is none)``.
 
     The bytes are those of the file, after the checks of :func:`check_image`.
     """
-    if not _SAFE_ID.fullmatch(image_id):
-        return None, "the id cannot be a file name"
-    path = next((path for suffix in SUFFIXES if (path := folder / f"{image_id}{suffix}").is_file()), None)
-    if path is None:
-        return None, "no such file"
-    if path.stat().st_size > MAXIMUM_BYTES:
-        return None, too_many_bytes(MAXIMUM_BYTES)
-    data = path.read_bytes()
     try:
+        path = image_file(folder, image_id)
+        data = read_image_file(path)
         check_image(data)
     except ImageProblem as problem:
         return None, str(problem)

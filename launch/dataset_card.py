@@ -48,6 +48,8 @@ MEANINGS = {
     "image": "the image, its file's bytes unchanged",
     "image_words": "text that comes from the image: labels, or a caption",
     "image_word_scores": "the probability of each of `image_words`",
+    "image_word_ids": "the number of each of `image_words` among the classifier's classes",
+    "image_problem": "why there are no image words",
     "reason": "why the row was left out",
 }
 """What the columns of this toolkit's data sets hold."""
