@@ -25,7 +25,7 @@ from daft.exceptions import DaftCoreException
 from data_prep.column_files import read_lines
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
-from data_prep.post_frame import TextSettings, read_frame, use_runner, with_text_work
+from data_prep.post_frame import READING_ERRORS, TextSettings, read_frame, use_runner, with_text_work
 from data_prep.repeats import SIGNATURE_HASHES, NearRepeats, bands_of
 from data_prep.sources.files import files_passed_over, post_files
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
@@ -258,9 +258,12 @@ def _in_order(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         try:
             batch = next(batches, None)
         except DaftCoreException as error:
+            READING_ERRORS.clear()
             if told := re.search(r"InputError: (.+)", str(error)):
                 raise InputError(told[1]) from None
             raise
+        if READING_ERRORS:
+            raise READING_ERRORS.pop()
         if batch is None:
             return
         places = batch["place"].to_numpy()

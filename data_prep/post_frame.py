@@ -6,7 +6,7 @@ Everything that needs other posts, or the order, is done by `data_prep/clean.py`
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,8 @@ BLOCKED = "on the block list"
 PLACE = pa.field("place", pa.int64())
 """Where a post stands in the input: the number of its file, and of the post in it."""
 POSTS_OF_FILE_AT_MOST = 1 << 40
+READING_ERRORS: list[InputError] = []
+"""Of readers in this process. Daft was seen to end a dataframe early, without a word, where a reader failed."""
 READ_COLUMNS = ("id", "text", "lang", "source", "author_id", "problem")
 READ_SCHEMA = pa.schema([*(RAW_SCHEMA.field(name) for name in READ_COLUMNS), PLACE])
 
@@ -131,11 +133,18 @@ class _FileTask(DataSourceTask):
 
     async def read(self) -> AsyncIterator[RecordBatch]:
         place = self.number * POSTS_OF_FILE_AT_MOST
-        for batch in read_batches([self.file], within=self.within):
+        for batch in self._batches():
             places = pa.array(np.arange(place, place + len(batch)))
             place += len(batch)
             columns = [*(batch[name] for name in READ_COLUMNS), places]
             yield RecordBatch.from_arrow_record_batches([pa.record_batch(columns, schema=READ_SCHEMA)], READ_SCHEMA)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from read_batches([self.file], within=self.within)
+        except InputError as error:
+            READING_ERRORS.append(error)
+            raise
 
 
 @daft.cls
