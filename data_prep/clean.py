@@ -11,21 +11,18 @@ before it is decided here, in their order. Kept in memory of each kept post are 
 200), no texts.
 """
 
-import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from daft.exceptions import DaftCoreException
 
 from data_prep.column_files import read_lines
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
-from data_prep.post_frame import READING_ERRORS, TextSettings, read_frame, use_runner, with_text_work
+from data_prep.post_frame import TextSettings, iterate_posts, read_frame, use_runner, with_text_work
 from data_prep.repeats import SIGNATURE_HASHES, NearRepeats, bands_of
 from data_prep.sources.files import files_passed_over, post_files
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
@@ -122,7 +119,7 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
 
     bar = stage.progress(None, "cleaning", unit="post")
     with DatasetWriter(stage.folder, CORPUS_FEATURES) as writer, bar:
-        for batch in _in_order(frame.to_arrow_iter(results_buffer_size=1)):
+        for batch in iterate_posts(frame, files, settings.input):
             bar.update(len(batch))
             reasons = decisions.reasons(batch)
             is_kept = np.fromiter((reason is None for reason in reasons), bool, len(batch))
@@ -246,31 +243,6 @@ def _block_list(path: Path) -> tuple[str, ...]:
             path, None, "no words in it", "Give a word or phrase on each line, or leave out --block_list."
         )
     return phrases
-
-
-def _in_order(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The batches, after a check that no runner has changed the order of the posts.
-
-    An InputError of a reader comes out of the runner as an error of its own, and is made what it was.
-    """
-    last = -1
-    while True:
-        try:
-            batch = next(batches, None)
-        except DaftCoreException as error:
-            READING_ERRORS.clear()
-            if told := re.search(r"InputError: (.+)", str(error)):
-                raise InputError(told[1]) from None
-            raise
-        if READING_ERRORS:
-            raise READING_ERRORS.pop()
-        if batch is None:
-            return
-        places = batch["place"].to_numpy()
-        if len(places):
-            assert places[0] > last and (np.diff(places) > 0).all(), "posts out of order"
-            last = places[-1]
-            yield batch
 
 
 def _shares(batch: pa.RecordBatch) -> np.ndarray:

@@ -20,7 +20,6 @@ class LanguageFilter:
 
     def __init__(self, code: str, confidence: float) -> None:
         """``code``: ISO 639-1; ``confidence``: the probability from which a text counts as of this language."""
-        detector()  # so that what is missing shows before any work
         self.code, self.confidence = code, confidence
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:

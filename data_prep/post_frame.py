@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +22,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from daft import DataFrame, DataType, Schema, Series, col
 from daft import functions as daft_functions
+from daft.exceptions import DaftCoreException
 from daft.io.source import DataSource, DataSourceTask
 from daft.recordbatch import RecordBatch
 
 from data_prep import text_rules
-from data_prep.languages import LanguageFilter
+from data_prep.languages import LanguageFilter, detector
+from data_prep.posts import EMPTY
 from data_prep.sources.batches import RAW_SCHEMA
 from data_prep.sources.files import read_batches
 from launch.errors import InputError
 
-EMPTY = "empty"
 TOO_SHORT = "fewer than {} words"
 OTHER_LANGUAGE = "not in the language {}"
 BLOCKED = "on the block list"
@@ -38,10 +40,11 @@ BLOCKED = "on the block list"
 PLACE = pa.field("place", pa.int64())
 """Where a post stands in the input: the number of its file, and of the post in it."""
 POSTS_OF_FILE_AT_MOST = 1 << 40
-READING_ERRORS: list[InputError] = []
-"""Of readers in this process. Daft was seen to end a dataframe early, without a word, where a reader failed."""
 READ_COLUMNS = ("id", "text", "lang", "source", "author_id", "problem")
 READ_SCHEMA = pa.schema([*(RAW_SCHEMA.field(name) for name in READ_COLUMNS), PLACE])
+
+END_OF_FILE = "end of file"
+"""The `problem` of a row that stands behind a file's last post."""
 
 SIGNATURE_SEED = 1
 
@@ -70,7 +73,8 @@ def use_runner(runner: Literal["native", "ray"], address: str | None) -> None:
     except ImportError:
         raise InputError("--runner ray: Ray is not installed. Install it with: pip install 'msb-ner[ray]'") from None
     try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+        # Without an address Ray would look for a cluster that once ran here, and wait for it.
+        ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
@@ -80,7 +84,7 @@ def use_runner(runner: Literal["native", "ray"], address: str | None) -> None:
 
 
 def read_frame(files: list[Path], within: Path) -> DataFrame:
-    """The posts of the files, in order."""
+    """The posts of the files, in order, and a row that says so behind the last one of each."""
     return _PostSource(files, within).read()
 
 
@@ -95,6 +99,7 @@ def with_text_work(posts: DataFrame, settings: TextSettings) -> DataFrame:
     names = ("clean", "had_url", "reason", "normalised", *(["words"] if settings.signature_hashes else []))
     posts = posts.select(*posts.exclude("_").column_names, *(col("_").get(name).alias(name) for name in names))
     if settings.language:
+        detector()  # a library that is missing is told of here, not in a worker
         language = _LanguageWork(settings.language, settings.language_confidence)
         posts = posts.with_column("reason", language(col("clean"), col("lang"), col("reason")))
     posts = posts.with_column("key", col("normalised").hash()).exclude("normalised", "lang", "problem")
@@ -104,6 +109,37 @@ def with_text_work(posts: DataFrame, settings: TextSettings) -> DataFrame:
         )
         posts = posts.with_column("signature", signature)
     return posts
+
+
+def iterate_posts(frame: DataFrame, files: list[Path], within: Path) -> Iterator[pa.RecordBatch]:
+    """The frame's posts, in batches and in the order of the input; an error unless there are those of all the files.
+
+    Daft was seen to end a dataframe early, without a word, where a reader had failed; at other times it raises an error
+    of its own. Either way a file whose end did not come is read again, which tells what is wrong with it.
+    """
+    ended, last, failure = set(), -1, None
+    batches = frame.to_arrow_iter(results_buffer_size=1)
+    while True:
+        try:
+            batch = next(batches, None)
+        except DaftCoreException as error:
+            failure = error
+            break
+        if batch is None:
+            break
+        places = batch["place"].to_numpy()
+        # A runner that changes the order of the posts would change what is a duplicate of what.
+        assert not len(places) or (places[0] > last and (np.diff(places) > 0).all()), "posts out of order"
+        last = places[-1] if len(places) else last
+        is_end = pc.equal(batch["reason"], END_OF_FILE).fill_null(False)
+        ended.update((places[is_end.to_numpy(False)] // POSTS_OF_FILE_AT_MOST).tolist())
+        if len(batch := batch.filter(pc.invert(is_end))):
+            yield batch
+    unfinished = [file for number, file in enumerate(files) if number not in ended]
+    for _ in read_batches(unfinished, within=within):
+        pass
+    if failure or unfinished:
+        raise failure or RuntimeError(f"not all posts came back of {', '.join(map(str, unfinished))}")
 
 
 class _PostSource(DataSource):
@@ -132,19 +168,13 @@ class _FileTask(DataSourceTask):
         return Schema.from_pyarrow_schema(READ_SCHEMA)
 
     async def read(self) -> AsyncIterator[RecordBatch]:
+        end = pa.RecordBatch.from_pylist([{"id": "", "text": "", "problem": END_OF_FILE}], schema=RAW_SCHEMA)
         place = self.number * POSTS_OF_FILE_AT_MOST
-        for batch in self._batches():
+        for batch in chain(read_batches([self.file], within=self.within), [end]):
             places = pa.array(np.arange(place, place + len(batch)))
             place += len(batch)
             columns = [*(batch[name] for name in READ_COLUMNS), places]
             yield RecordBatch.from_arrow_record_batches([pa.record_batch(columns, schema=READ_SCHEMA)], READ_SCHEMA)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from read_batches([self.file], within=self.within)
-        except InputError as error:
-            READING_ERRORS.append(error)
-            raise
 
 
 @daft.cls

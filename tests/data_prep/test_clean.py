@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from data_prep import clean
 from data_prep.layout import CORPUS_FEATURES, NER_FEATURES, ner_row, read_corpus, splits_of, write_dataset
 from data_prep.posts import EMPTY
+from data_prep.sources.files import read_batches
 
 
 def run(source, output, *arguments):
@@ -302,3 +303,19 @@ def test_a_ray_cluster_gives_what_this_machine_gives(source, tmp_path):
     subprocess.run(command, check=True, timeout=120)
     for path in ("data/train-00000-of-00001.parquet", "rejected/rejected-00000-of-00001.parquet"):
         assert (tmp_path / "native" / path).read_bytes() == (tmp_path / "ray" / path).read_bytes()
+
+
+def test_a_reader_that_fails_is_never_taken_for_the_end(source, tmp_path, monkeypatch):
+    def failing(files, **options):
+        for file in files:
+            yield from read_batches([file], **options)
+            if file.name == "b.txt":
+                raise OSError("the disk is gone")
+
+    for name in "abc":
+        (source / f"{name}.txt").write_text("".join(f"{name} post number {i} says hello\n" for i in range(50)))
+    monkeypatch.setattr("data_prep.post_frame.read_batches", failing)
+    for attempt in range(5):
+        with pytest.raises(OSError, match="the disk is gone"):
+            run(source, tmp_path / "out", "--minimum_words", attempt)
+        assert not (tmp_path / "out").exists()
