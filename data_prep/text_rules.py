@@ -9,6 +9,7 @@ All functions take and give string arrays without nulls, a text for a text.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,7 +72,7 @@ def have_words(texts: pa.Array, count: int) -> pa.Array:
     )
 
 
-def holding(texts: pa.Array, phrases: list[str]) -> pa.Array:
+def holding(texts: pa.Array, phrases: Sequence[str]) -> pa.Array:
     """Which texts hold one of the phrases as whole words, case aside; bool."""
     alternatives = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True))
     return pc.match_substring_regex(texts, rf"(?i)(?:^|[^\p{{L}}\p{{N}}_])(?:{alternatives})(?:$|[^\p{{L}}\p{{N}}_])")

@@ -19,6 +19,7 @@ from fake_bluesky import (
     spelled,
     view,
 )
+from live_sources import Waits, take, texts
 
 from data_prep.posts import NOT_A_POST, NOT_JSON, PROTECTED, WITHHELD
 from data_prep.sources.bluesky import BlueskySettings, open_source
@@ -34,30 +35,6 @@ MADE = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr("data_prep.sources.messages.STEP_SECONDS", 0.1)
-
-
-class Waits(list):
-    """Seconds that a source waited, without waiting them."""
-
-    def __call__(self, seconds):
-        self.append(seconds)
-        yield
-
-
-def take(batches, enough, most=200):
-    """Posts and last position of ``batches`` (signs of life included), up to ``enough`` posts."""
-    posts, position = [], None
-    for _, fetched in zip(range(most), batches, strict=False):
-        posts += fetched.posts
-        position = fetched.position or position
-        if len(posts) >= enough:
-            break
-    batches.close()
-    return posts, position
-
-
-def texts(posts):
-    return [post.text for post in posts]
 
 
 def jetstream(*addresses, **settings):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from fake_mastodon import BEGIN_MS, TOKEN, FakeMastodon, event, id_of, reset_in, status
+from live_sources import Waits, take, texts
 
 from data_prep.posts import EMPTY, NOT_A_POST, NOT_JSON, PROTECTED, WITHHELD
 from data_prep.sources.mastodon import MastodonSettings, open_source
@@ -24,33 +25,9 @@ def quick(monkeypatch):
     monkeypatch.delenv("MASTODON_ACCESS_TOKEN", raising=False)
 
 
-class Waits(list):
-    """Seconds that a source waited, without waiting them."""
-
-    def __call__(self, seconds):
-        self.append(seconds)
-        yield
-
-
 def source(server, waits=None, **settings):
     settings = {"instance": server.address, "output": Path("posts"), **settings}
     return open_source(MastodonSettings(**settings), Waits() if waits is None else waits)
-
-
-def take(batches, enough=10_000, most=200):
-    """Posts and last position of ``batches`` (signs of life included), up to ``enough`` posts."""
-    posts, position = [], None
-    for _, fetched in zip(range(most), batches, strict=False):
-        posts += fetched.posts
-        position = fetched.position or position
-        if len(posts) >= enough:
-            break
-    batches.close()
-    return posts, position
-
-
-def texts(posts):
-    return [post.text for post in posts]
 
 
 def posts_of(*numbers):
