@@ -8,7 +8,7 @@ data set a model will be tested on (`--exclude`), or that cannot be read. They l
 
 The work on each post alone is done by Daft, on all cores or on a Ray cluster, a batch at a time; what needs the posts
 before it is decided here, in their order. Kept in memory of each kept post are hashes (8 bytes; with near-duplicates some
-200), no texts.
+250), no texts.
 """
 
 from collections import Counter
@@ -18,12 +18,13 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_prep.column_files import read_lines
 from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
 from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
 from data_prep.post_frame import TextSettings, iterate_posts, read_frame, use_runner, with_text_work
-from data_prep.repeats import SIGNATURE_HASHES, NearRepeats, bands_of
+from data_prep.repeats import BLOCK_POSTS, SIGNATURE_HASHES, NearRepeats, WordSets, bands_of
 from data_prep.sources.files import files_passed_over, post_files
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
@@ -159,13 +160,21 @@ class Decisions:
 
     def reasons(self, batch: pa.RecordBatch) -> list[str | None]:
         """Why each post of the next batch is left out; None for those that are kept."""
-        reasons = batch["reason"].to_pylist()
-        keys = batch["key"].to_pylist()
-        texts = batch["clean"].to_pylist() if self._excluded else None
-        authors = batch["author_id"].to_pylist() if self.settings.posts_per_author else None
-        if self._near:
-            words = batch["words"].to_pylist()
-            bands = bands_of(_matrix(batch["signature"])).tolist()
+        reasons: list[str | None] = []
+        for start in range(0, len(batch), BLOCK_POSTS):
+            reasons += self._reasons_of_block(batch.slice(start, BLOCK_POSTS))
+        return reasons
+
+    def _reasons_of_block(self, block: pa.RecordBatch) -> list[str | None]:
+        reasons = block["reason"].to_pylist()
+        keys = block["key"].to_pylist()
+        texts = block["clean"].to_pylist() if self._excluded else None
+        authors = block["author_id"].to_pylist() if self.settings.posts_per_author else None
+        near = (
+            self._near.look_up(*near_words_and_bands(block), block["reason"].is_null().to_numpy(False))
+            if self._near
+            else None
+        )
         for row, key in enumerate(keys):
             if reasons[row] is not None:
                 continue
@@ -174,15 +183,17 @@ class Decisions:
             elif self._excluded and (match := self._excluded.find(texts[row])):
                 reasons[row] = match[0]
                 if len(self.excluded_matches) < EXAMPLES:
-                    self.excluded_matches.append([batch["id"][row].as_py(), *match[1:]])
+                    self.excluded_matches.append([block["id"][row].as_py(), *match[1:]])
             elif authors and self._has_enough(authors[row]):
                 reasons[row] = AUTHOR_HAS_ENOUGH.format(self.settings.posts_per_author)
-            elif self._near and self._near.comes_again(frozenset(words[row].split(" ")), bands[row]):
+            elif near and (near.came_before[row] or any(reasons[other] is None for other in near.earlier.get(row, ()))):
                 reasons[row] = NEAR_DUPLICATE
             else:
                 self._seen.add(key)
                 if authors and authors[row] is not None:
                     self._posts_of_author[authors[row]] += 1
+        if self._near:
+            self._near.keep(near, np.fromiter((reason is None for reason in reasons), bool, len(reasons)))
         return reasons
 
     def _has_enough(self, author: str | None) -> bool:
@@ -227,9 +238,11 @@ def _shares(batch: pa.RecordBatch) -> np.ndarray:
     return (batch["key"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _matrix(lists: pa.Array) -> np.ndarray:
-    """Lists of one length as rows."""
-    return lists.flatten().to_numpy().reshape(len(lists), -1)
+def near_words_and_bands(block: pa.RecordBatch) -> tuple[WordSets, np.ndarray]:
+    """What near-duplicates are found by, of posts that `post_frame.with_text_work` gave signatures."""
+    sizes = pc.list_value_length(block["word_hashes"]).to_numpy()
+    words = WordSets(block["word_hashes"].flatten().to_numpy(), np.concatenate([[0], np.cumsum(sizes)]))
+    return words, bands_of(block["signature"].flatten().to_numpy().reshape(len(block), SIGNATURE_HASHES))
 
 
 def _excluded_folders(settings: CleanSettings) -> list[Path]:

@@ -29,6 +29,7 @@ from daft.recordbatch import RecordBatch
 from data_prep import text_rules
 from data_prep.languages import LanguageFilter, detector
 from data_prep.posts import EMPTY
+from data_prep.repeats import WordSets
 from data_prep.sources.batches import RAW_SCHEMA
 from data_prep.sources.files import read_batches
 from launch.errors import InputError
@@ -47,6 +48,8 @@ END_OF_FILE = "end of file"
 """The `problem` of a row that stands behind a file's last post."""
 
 SIGNATURE_SEED = 1
+BATCHES_AHEAD = 4
+"""Results that wait, at the most, while decisions are made about earlier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def with_text_work(
     """The posts with `clean` (the text), `had_url`, `reason` (why it is left out, or null) and `key`.
 
     `key` is a 64-bit hash of the normalised text. Posts that hold a ``blocked`` phrase are left out. With
-    ``signature_hashes``, there are also `words` and `signature`, so many MinHash values of the set of words.
+    ``signature_hashes``, there are also `word_hashes` (each once, sorted) and `signature`, so many MinHash values of them.
     """
     # Of settings that have more in them, workers need these alone.
     settings = TextSettings(**{field.name: getattr(settings, field.name) for field in fields(TextSettings)})
@@ -109,10 +112,11 @@ def with_text_work(
         detector()  # a library that is missing is told of here, not in a worker
         language = _LanguageWork(settings.language, settings.language_confidence)
         posts = posts.with_column("reason", language(col("clean"), col("lang"), col("reason")))
-    posts = posts.with_column("key", col("normalised").hash()).exclude("normalised", "lang", "problem")
+    key = col("normalised").hash(hash_function="xxhash3_64")
+    posts = posts.with_column("key", key).exclude("normalised", "lang", "problem")
     if signature_hashes:
         signature = daft_functions.minhash(col("words"), num_hashes=signature_hashes, ngram_size=1, seed=SIGNATURE_SEED)
-        posts = posts.with_column("signature", signature)
+        posts = posts.with_columns({"word_hashes": _word_hashes(col("words")), "signature": signature}).exclude("words")
     return posts
 
 
@@ -123,7 +127,7 @@ def iterate_posts(frame: DataFrame, files: list[Path], within: Path) -> Iterator
     of its own. Either way a file whose end did not come is read again, which tells what is wrong with it.
     """
     ended, last, failure = set(), -1, None
-    batches = frame.to_arrow_iter(results_buffer_size=1)
+    batches = frame.to_arrow_iter(results_buffer_size=BATCHES_AHEAD)
     while True:
         try:
             batch = next(batches, None)
@@ -233,14 +237,23 @@ class _LanguageWork:
         self.filter = LanguageFilter(language, confidence)
         self.language, self.reason = language, OTHER_LANGUAGE.format(language)
 
-    @daft.method.batch(return_dtype=DataType.string())
+    # Small batches: results come back in order, and no process waits long for the other.
+    @daft.method.batch(return_dtype=DataType.string(), batch_size=4096)
     def __call__(self, clean: Series, lang: Series, reason: Series) -> pa.Array:
         texts, langs, reasons = _strings(clean), _strings(lang), _strings(reason)
         # The platform's word counts, "en" and "en-gb" alike; where it has none, the detector's.
         is_of_language = pc.equal(pc.list_element(pc.split_pattern(langs, "-"), 0), self.language).to_numpy(False)
         unknown = pc.and_(pc.is_null(langs), pc.is_null(reasons))
-        is_of_language[unknown.to_numpy(False)] = self.filter(texts.filter(unknown).to_pylist())
+        is_of_language[unknown.to_numpy(False)] = self.filter(texts.filter(unknown))
         return _first_reason(reasons, (pc.invert(pa.array(is_of_language, pa.bool_())), self.reason))
+
+
+@daft.func.batch(return_dtype=DataType.list(DataType.uint64()))
+def _word_hashes(words: Series) -> pa.Array:
+    lists = pc.split_pattern(_strings(words), " ")
+    hashes = Series.from_arrow(lists.flatten()).hash().to_arrow().to_numpy()
+    sets = WordSets.from_lists(hashes, lists.offsets.to_numpy())
+    return pa.LargeListArray.from_arrays(sets.starts, sets.hashes)
 
 
 def _first_reason(reasons: pa.Array, *rules: tuple[pa.Array, str]) -> pa.Array:

@@ -17,10 +17,18 @@ import pyarrow.compute as pc
 from data_prep.urls import MAY_HOLD_URL, remove_urls
 
 # What `str.split` takes for white space; RE2's \s is ASCII alone.
-_SPACE = r"\t-\r\x1c-\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
-# By far the most URLs of tweets are this, with white space behind. Where nothing that may be another URL is left, this
-# was all; else the text as it was goes through `remove_urls`.
-_SHORT_URL = rf"(?i)https?://t\.co/[A-Za-z0-9]{{1,10}}([{_SPACE}]|$)"
+_SPACE_BUT_BLANK = r"\t-\r\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}"
+_SPACE = f" {_SPACE_BUT_BLANK}"
+_MORE_THAN_SINGLE_SPACES = f"  |[{_SPACE_BUT_BLANK}]"
+# By far the most URLs of tweets are these, with white space or a quotation mark behind: Twitter's shortener's, whole or cut
+# by `…`, and others of nothing but the usual characters (a host that begins like the shortener's may be that, with a word
+# glued on). Where nothing that may be another URL is left, they were all; else the text as it was goes through
+# `remove_urls`.
+_PLAIN_URL = (
+    r"(?i)https?://(?:t\.co/(?:[A-Za-z0-9]{1,10}…?|…)|(?:t(?:\.co?)?)?…"
+    r"|(?:[A-SU-Za-su-z0-9]|[Tt][A-Za-z0-9])[-A-Za-z0-9._~/?#&+=%]*[A-Za-z0-9/])"
+    rf"([\"{_SPACE}]|$)"
+)
 
 _MENTION = r"(^|[^A-Za-z0-9_@/])@[A-Za-z0-9_]{1,30}"
 _RETWEET = rf"^[{_SPACE}]*RT[{_SPACE}]+@[A-Za-z0-9_]{{1,30}}[{_SPACE}]?:"
@@ -32,7 +40,7 @@ EMAIL_MASK, PHONE_MASK, MENTION_MASK = "[email]", "[phone]", "@user"
 
 def without_urls(texts: pa.Array) -> pa.Array:
     """The texts without their URLs, as `data_prep.urls.remove_urls` gives them, but for the white space around these."""
-    shortened = pc.replace_substring_regex(texts, _SHORT_URL, r"\1")
+    shortened = pc.replace_substring_regex(texts, _PLAIN_URL, r"\1")
     left = pc.match_substring_regex(shortened, MAY_HOLD_URL)
     if not pc.any(left).as_py():
         return shortened
@@ -42,7 +50,12 @@ def without_urls(texts: pa.Array) -> pa.Array:
 
 def with_single_spaces(texts: pa.Array) -> pa.Array:
     """``" ".join(text.split())`` of each."""
-    return pc.utf8_trim(pc.replace_substring_regex(texts, f"[{_SPACE}]+", " "), " ")
+    trimmed = pc.ascii_trim(texts, " ")
+    left = pc.match_substring_regex(trimmed, _MORE_THAN_SINGLE_SPACES)
+    if not pc.any(left).as_py():
+        return trimmed
+    made_one = pc.replace_substring_regex(trimmed.filter(left), f"[{_SPACE}]+", " ")
+    return pc.replace_with_mask(trimmed, left, pc.ascii_trim(made_one, " "))
 
 
 def without_retweet_prefix(texts: pa.Array) -> pa.Array:

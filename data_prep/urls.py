@@ -17,7 +17,8 @@ _REST = rf"{_CHARACTER}*(?<![.,;:!?*])"
 # Twitter's shortener: at most ten letters and digits, then, seldom, a path. What is glued on after them is a word.
 _T_CO = rf"t\.co/(?:{_NEXT}[A-Za-z0-9]){{1,10}}(?:/[A-Za-z0-9/_-]*)?"
 _AFTER_BREAK = r"(?<![A-Za-z0-9@._-])"
-_DOMAINS = r"(?![A-Za-z0-9-]*pic\.twitter\.)(?:[A-Za-z0-9-]+\.)+(?:com|net|org|co|ly|gl|gd|be|fm|tv)"
+_TOP_DOMAINS = r"com|net|org|co|ly|gl|gd|be|fm|tv"
+_DOMAINS = rf"(?![A-Za-z0-9-]*pic\.twitter\.)(?:[A-Za-z0-9-]+\.)+(?:{_TOP_DOMAINS})"
 _SHORTENERS = r"(?:fb\.me|wp\.me|j\.mp|tr\.im|instagr\.am|amzn\.to|nyti\.ms|bbc\.in|mf\.tt|ift\.tt|yfrog\.us)"
 _ELLIPSIS = r"(?:…|\.\.)"
 
@@ -36,7 +37,7 @@ _URL = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-MAY_HOLD_URL = r"(?i)/|http|www\."
+MAY_HOLD_URL = rf"(?i)http|://|www\.|t\.co/|pic\.twitter\.com/|\.(?:{_TOP_DOMAINS})/|{_SHORTENERS}/"
 """What every text with a URL has, as a regular expression of Python and of RE2."""
 _MAY_HOLD_URL = re.compile(MAY_HOLD_URL)
 

@@ -91,13 +91,13 @@ class Command:
 def command_of(stage: RecipeStage, output: Path, launcher: Launcher, overwrite: bool = False) -> Command:
     """The command of one stage of a recipe that writes to ``output``."""
     start, environment = launcher.command() if stage.launch == "accelerate" else ([_python()], {})
-    return Command([*start, shortest(stage.script), *stage_flags(stage, output, overwrite)], environment)
+    return Command([*start, shortest(stage.script), *stage_arguments(stage, output, overwrite)], environment)
 
 
-def stage_flags(stage: RecipeStage, output: Path, overwrite: bool = False) -> list[str]:
-    """All flags of one stage of a recipe that writes to ``output``."""
+def stage_arguments(stage: RecipeStage, output: Path, overwrite: bool = False) -> list[str]:
+    """What follows the script in the command of one stage of a recipe that writes to ``output``."""
     settings = stage.settings_in(output) | {"output": str(output / stage.name)}
-    return flags(settings | ({"overwrite": True} if overwrite else {}))
+    return [*stage.command, *flags(settings | ({"overwrite": True} if overwrite else {}))]
 
 
 def flags(settings: dict[str, Any], prefix: str = "--") -> list[str]:
@@ -137,7 +137,7 @@ def dry_run(stages: list[RecipeStage], output: Path, overwrite: bool = False) ->
     """What would happen to each stage, asked of the stages themselves: ``{name: "up to date" | "would ...: why"}``."""
     commands: dict[Path, dict[str, list[str]]] = {}
     for stage in stages:
-        commands.setdefault(stage.script, {})[stage.name] = stage_flags(stage, output, overwrite)
+        commands.setdefault(stage.script, {})[stage.name] = stage_arguments(stage, output, overwrite)
     own: dict[str, str] = {}
     with ThreadPoolExecutor(max_workers=_cores()) as pool:
         for answers in pool.map(lambda script: _ask(script, commands[script]), commands):

@@ -6,7 +6,8 @@
     data_root: "{project}/data_prep/sample"     # what {data_root} stands for; --data_root overrides it
     stages:
       - name: corpus                            # writes OUTPUT/corpus
-        run: data_prep/clean.py                 # in the project, beside the recipe, or an absolute path
+        run: data_prep/clean.py                 # in the project, beside the recipe, or an absolute path; of a file that
+                                                # holds several stages, with its word: data_prep/crawl.py files
         launch: python                          # or accelerate, the default for pretrain/ and finetune/
         settings: {input: "{data_root}/tweets"}
       - name: ner
@@ -61,12 +62,15 @@ class RecipeStage:
     """As written, with every placeholder filled but ``{stages.NAME}`` and ``{output}``."""
     reads: tuple[str, ...]
     """Names of the stages whose outputs it reads."""
+    command: tuple[str, ...] = ()
+    """Which of the script's stages, where it holds several: ``("files",)`` of ``run: data_prep/crawl.py files``."""
 
     @property
     def run(self) -> str:
-        """The script as a recipe names it: within the project, or an absolute path."""
+        """The script as a recipe names it, within the project or as an absolute path, and its command."""
         inside = self.script.is_relative_to(PROJECT)
-        return self.script.relative_to(PROJECT).as_posix() if inside else str(self.script)
+        script = self.script.relative_to(PROJECT).as_posix() if inside else str(self.script)
+        return " ".join([script, *self.command])
 
     def settings_in(self, output: Path) -> dict[str, Any]:
         """The settings when the pipeline writes to ``output``: the last placeholders and plain braces filled in."""
@@ -303,7 +307,7 @@ def _spread(
     entry: dict[str, Any], path: Path, known: dict[str, str | None], overrides: list[_Override]
 ) -> Iterator[RecipeStage]:
     """One stage for each combination of the entry's ``for_each`` values."""
-    script = _script(entry["run"], path)
+    script, command = _script_and_command(entry["run"], path)
     launch = entry.get("launch") or ("accelerate" if script.parent.name in TRAINING_FOLDERS else "python")
     for values in _combinations(entry):
         name = _checked_name(_namer(entry)(values), f"{path}: stage {entry['name']}")
@@ -321,17 +325,20 @@ def _spread(
                 settings = _with_setting(settings, override.setting.split("."), override)
         settings = {key: _fill(value, _filler(known, path), f"{where}: {key}") for key, value in settings.items()}
         reads = [key.removeprefix("stages.") for key in _placeholders(settings) if key.startswith("stages.")]
-        yield RecipeStage(name, entry["name"], script, launch, settings, tuple(dict.fromkeys(reads)))
+        yield RecipeStage(name, entry["name"], script, launch, settings, tuple(dict.fromkeys(reads)), command)
 
 
-def _script(run: Any, path: Path) -> Path:
+def _script_and_command(run: Any, path: Path) -> tuple[Path, tuple[str, ...]]:
     if not isinstance(run, str):
         raise InputError(f"{path}: `run` must be the path of a stage file, not {run!r}.")
-    places = [PROJECT / run, path.resolve().parent / run]
-    for place in places:
-        if place.is_file():
-            return place
-    raise InputError(f"{path}: no stage file {run} (looked in {' and '.join(str(place.parent) for place in places)}).")
+    folders = (PROJECT, path.resolve().parent)
+    script, _, command = run.partition(".py ")
+    for file, words in ((run, ()), (f"{script}.py", tuple(command.split()))):
+        for folder in folders:
+            if (folder / file).is_file():
+                return folder / file, words
+    places = " and ".join(str((folder / run).parent) for folder in folders)
+    raise InputError(f"{path}: no stage file {run} (looked in {places}).")
 
 
 def _placeholders(value: Any) -> Iterator[str]:

@@ -270,6 +270,24 @@ def test_one_start_of_python_asks_all_stages_of_a_file(run, monkeypatch):
     assert len(started) == 1
 
 
+def test_a_stage_of_a_file_that_holds_several(run, capfd):
+    (run.data / "raw.txt").write_text("what a night in Chicago http://t.co/abcdefghij\n")
+    settings = {"input": "{stages.posts}", "validation_share": 0}
+    run.write(
+        [
+            {"name": "posts", "run": "data_prep/crawl.py files", "settings": {"input": "{data_root}/raw.txt"}},
+            {"name": "corpus", "run": "data_prep/clean.py", "settings": settings},
+        ]
+    )
+    assert run() == 0, capfd.readouterr().err
+    assert read_manifest(run.output / "corpus")["rows"]["kept"] == 1
+    capfd.readouterr()
+    assert run("--dry_run") == 0
+    assert verdicts(capfd.readouterr().out) == {"posts": "up to date", "corpus": "up to date"}
+    again = read_recipe(run.output / "recipe.yaml")
+    assert again.stages[0].run == "data_prep/crawl.py files" and again.stages[0].command == ("files",)
+
+
 def test_dry_run_of_a_fresh_chain(run, capfd):
     assert run("--dry_run") == 0
     assert verdicts(capfd.readouterr().out) == {
