@@ -80,6 +80,8 @@ BATCH_ROWS = 1000
 """Rows of a Parquet row group: what a writer holds in memory."""
 TABLE_ROWS = 50_000
 """The same for rows that come as Arrow tables, which take less memory."""
+TEXTS_AT_ONCE = 10_000
+"""Texts that a reader holds in memory."""
 
 
 def with_reason(features: Features) -> Features:
@@ -234,6 +236,28 @@ def read_texts(folder: Path, split: str, words: str = "source_tokens") -> tuple[
         return corpus["id"][:], corpus["text"][:]
     ner = read_ner(folder, split, columns=["id", words])
     return ner["id"][:], [" ".join(tokens) for tokens in ner[words]]
+
+
+def iterate_texts(folder: Path, split: str, words: str = "source_tokens") -> Iterator[list[str]]:
+    """The texts that :func:`read_texts` reads, a batch at a time, none kept. In the order of the rows."""
+    for shard in _shards_of(folder / "data", split):
+        try:
+            is_corpus = "text" in pq.read_schema(shard).names
+            column, features = ("text", CORPUS_FEATURES) if is_corpus else (words, NER_FEATURES)
+            _check_columns(shard, {column: features[column]})
+            with pq.ParquetFile(shard) as file:
+                for batch in file.iter_batches(TEXTS_AT_ONCE, columns=[column]):
+                    values = batch.column(0).to_pylist()
+                    yield values if is_corpus else [" ".join(tokens) for tokens in values]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError.at(shard, None, f"cannot be read ({error})", "Make it again.") from None
+
+
+def read_ids(folder: Path, split: str, places: Sequence[int]) -> list[str]:
+    """The ids of the rows at ``places`` of a split."""
+    shards = _shards_of(folder / "data", split)
+    ids = pa.concat_tables([pq.read_table(shard, columns=["id"]) for shard in shards])["id"]
+    return ids.take(pa.array(places)).to_pylist()
 
 
 _SHARD_NAME = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")

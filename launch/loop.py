@@ -18,6 +18,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -93,7 +94,7 @@ class RunSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` autocast, `fp32`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
     compile: bool = False
-    """`torch.compile` the model."""
+    """`torch.compile` the model: half a minute at the start, then faster steps."""
     micro_batch: int = field(default=32, metadata=NOT_IDENTITY)
     """Rows that go through the model at once on one process; accumulation follows from it and the global batch."""
     checkpoint_steps: int = field(default=500, metadata=NOT_IDENTITY)
@@ -135,21 +136,22 @@ class TrainingError(InputError):
     """The run cannot go on: it says at which step, on which samples, and where the last good checkpoint lies."""
 
 
-def make_accelerator(run: RunSettings) -> Accelerator:
+def make_accelerator(run: RunSettings, autocast: bool = True) -> Accelerator:
     """The Accelerator of a stage, as the launcher's configuration and ``run.precision`` say.
 
+    ``autocast`` False is for a model that sees to its precision itself; under DeepSpeed it is autocast all the same.
     Raises InputError where fewer processes run than were asked for.
     """
     check_launch()
-    under_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    by_deepspeed = under_deepspeed()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = not torch.accelerator.is_available()
     accelerator = Accelerator(
         # DeepSpeed's own bf16 would round the weights, too: it gets autocast by its configuration below.
-        mixed_precision="bf16" if precision_of(run) == "bf16" and not under_deepspeed else "no",
+        mixed_precision="bf16" if autocast and precision_of(run) == "bf16" and not by_deepspeed else "no",
         # DeepSpeed would take the world to be one process on a CPU that Accelerate knows of, or without a backend.
-        cpu=on_cpu and not under_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or under_deepspeed) else [],
+        cpu=on_cpu and not by_deepspeed,
+        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or by_deepspeed) else [],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # models are small and made whole; ZeRO-3 cuts them up when training starts
@@ -161,6 +163,11 @@ def make_accelerator(run: RunSettings) -> Accelerator:
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
     return accelerator
+
+
+def under_deepspeed() -> bool:
+    """Whether the launcher's configuration asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
 def check_launch() -> None:
@@ -233,8 +240,11 @@ def train(
     evaluate_steps: int | None = None,
     best_by: str | None = None,
     patience: int | None = None,
+    micro_batch: int | None = None,
 ) -> Path:
     """Train ``model`` on ``task`` and return the file of the final weights (a safetensors state dict).
+
+    ``micro_batch`` units go through the model at once on a process; None takes ``run.micro_batch``.
 
     Evaluates every ``evaluate_steps`` optimizer steps, or at the end of each epoch. With ``best_by`` the final weights
     are those of the evaluation at which this metric was highest, and training stops after ``patience`` evaluations
@@ -253,6 +263,7 @@ def train(
     position = resume(stage, accelerator, model, plain_optimizer, folder)
     clock = Clock(position.seconds)
     plan = task.plan(position.epoch)
+    batches_ahead = BatchesAhead(task, micro_batch or run.micro_batch, accelerator)
     bar = stage.progress(
         None, "training", total=expected_steps(schedule, len(plan)), unit="step", initial=position.step
     )
@@ -263,6 +274,7 @@ def train(
             position.epoch, position.step_in_epoch = position.epoch + 1, 0
             plan = task.plan(position.epoch)
         units = plan[position.step_in_epoch]
+        batches = batches_ahead.take(plan, position)
 
         # The learning rate is a function of where the run stands, agreed between the processes.
         seconds = from_main_process(accelerator, clock.seconds()) if schedule.budget else clock.seconds()
@@ -272,12 +284,6 @@ def train(
 
         # One optimizer step: every process takes its share of the units, a micro-batch at a time.
         model.train()
-        batches = [
-            (task.collate(chunk, position.epoch), counts)
-            for chunk, counts in micro_batches(
-                units, run.micro_batch, accelerator.process_index, accelerator.num_processes
-            )
-        ]
         total_weight = sum_over_processes(
             accelerator, sum(float(batch["weight"]) for batch, counts in batches if counts)
         )
@@ -434,6 +440,32 @@ def micro_batches(
         chunk = mine[start : start + micro_batch]
         chunks.append((chunk, True) if len(chunk) else (units[:1], False))
     return chunks
+
+
+class BatchesAhead:
+    """Makes the batches of the next step in a thread while the model works on this one. They depend on nothing else."""
+
+    def __init__(self, task: TrainingTask, micro_batch: int, accelerator: Accelerator) -> None:
+        self.task, self.micro_batch = task, micro_batch
+        self.process_index, self.processes = accelerator.process_index, accelerator.num_processes
+        self.next: Future | None = None
+
+    def take(self, plan: Sequence[Sequence[Unit]], position: Position) -> list[tuple[Batch, bool]]:
+        """This process's batches of the step at ``position``; those of the step after it, of the same epoch, are begun."""
+        step, epoch = position.step_in_epoch, position.epoch
+        batches = self.next.result() if self.next else self._make(plan, step, epoch)
+        self.next = self._begin(plan, step + 1, epoch) if step + 1 < len(plan) else None
+        return batches
+
+    def _begin(self, plan: Sequence[Sequence[Unit]], step: int, epoch: int) -> Future:
+        worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+        begun = worker.submit(self._make, plan, step, epoch)
+        worker.shutdown(wait=False)  # the thread ends with this step, in whatever way training may end
+        return begun
+
+    def _make(self, plan: Sequence[Sequence[Unit]], step: int, epoch: int) -> list[tuple[Batch, bool]]:
+        chunks = micro_batches(plan[step], self.micro_batch, self.process_index, self.processes)
+        return [(self.task.collate(chunk, epoch), counts) for chunk, counts in chunks]
 
 
 def seed_dropout(device: torch.device, *key: int) -> None:

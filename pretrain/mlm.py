@@ -7,33 +7,44 @@ The output is a plain Hugging Face folder: `AutoModelForMaskedLM.from_pretrained
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
 
-from data_prep.layout import read_texts
+from data_prep.layout import iterate_texts, read_ids
 from launch.errors import InputError
 from launch.loop import (
     Batch,
+    RunSettings,
     make_accelerator,
     make_optimizer,
     micro_batches,
+    precision_of,
     sum_over_processes,
     to_device,
     train,
+    under_deepspeed,
 )
+from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
+from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
 from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
-from pretrain.packing import cut_into_steps, epoch_order, lay_out, pack
-from pretrain.texts import TokenizedTexts, tokenize
+from pretrain.output_layer import NO_LABEL
+from pretrain.packing import PackedSteps, lay_out, rows_of_step
+from pretrain.token_store import TokenStore, default_cache, tokenize
 
 EVALUATION_SEED = 20031217
 """Seed of the validation split's masks: the same for every run, so that losses compare."""
+
+EVALUATION_ROWS = 64
+"""Rows that are packed together of the validation split; like its masks, the same for every run."""
 
 SHORTEST_ROW = 3
 """[CLS], a token, [SEP]."""
@@ -55,6 +66,10 @@ class MLMSettings(TrainingStageSettings):
     """Dropout while pretraining; null keeps the encoder's own."""
     evaluate_steps: int | None = None
     """Optimizer steps between evaluations; null evaluates at the end of each epoch."""
+    token_cache: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Folder where tokenized texts are kept for later runs; null is `$MSB_CACHE`, else `~/.cache/msb-ner`."""
+    run: RunSettings = field(default_factory=lambda: RunSettings(micro_batch=80))
+    """Precision, compilation, micro-batches, checkpoints."""
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
@@ -78,38 +93,42 @@ def main(argv: list[str] | None = None) -> int:
 
 def pretrain(settings: MLMSettings, stage: Stage) -> None:
     """The stage: from texts to an encoder."""
-    accelerator = make_accelerator(settings.run)
+    by_autocast = under_deepspeed()
+    accelerator = make_accelerator(settings.run, autocast=by_autocast)
     stage.seeds = [settings.seed]
 
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(settings.encoder)
-    stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout)
+    # The compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
+    attention = "eager" if settings.run.compile and accelerator.device.type == "cpu" else "sdpa"
+    stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout, attention)
     check_vocabulary(settings.encoder, stock, tokenizer)
     if tokenizer.mask_token_id is None:
         raise InputError(
             f"{settings.encoder}: its tokenizer has no mask token. Give an encoder that was made with one."
         )
-    model = PackedMaskedLanguageModel(stock)
-    if settings.row_length > model.maximum_length:
+    packed = PackedMaskedLanguageModel(stock)
+    if settings.row_length > packed.maximum_length:
         raise InputError(
-            f"{settings.encoder}: reads {model.maximum_length} tokens at the most. "
+            f"{settings.encoder}: reads {packed.maximum_length} tokens at the most. "
             f"Lower --row_length ({settings.row_length})."
         )
+    precision = torch.bfloat16 if precision_of(settings.run) == "bf16" else torch.float32
+    model = packed if by_autocast else RoundedOnce(packed, precision)
     stage.facts["encoder"] = describe_encoder(stock, new_parameters)
     if new_parameters:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
 
-    texts = {}
-    for split in ("train", "validation"):
-        bar = lambda chunks, split=split: stage.progress(chunks, f"tokenizing {split}", unit="chunk")  # noqa: E731
-        texts[split] = tokenize(*read_texts(settings.data, split, words="tokens"), tokenizer, settings.row_length, bar)
-    stage.rows.taken = stage.rows.kept = len(texts["train"])
+    stores = {split: tokenized(settings, stage, tokenizer, split) for split in ("train", "validation")}
+    stage.rows.taken = stage.rows.kept = len(stores["train"])
     stage.facts["data"] = {
-        split: {"texts": len(part), "tokens": len(part.tokens), "texts_truncated": part.truncated}
-        for split, part in texts.items()
+        split: {"texts": len(store), "tokens": len(store.tokens), "texts_truncated": store.truncated}
+        for split, store in stores.items()
     }
 
-    task = MaskedLanguageModelling(settings, texts["train"], texts["validation"], tokenizer)
+    task = MaskedLanguageModelling(
+        settings, stores["train"], stores["validation"], tokenizer, accelerator.num_processes
+    )
     weights = train(
         stage,
         accelerator,
@@ -122,16 +141,34 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         maximum_gradient_norm=settings.optimizer.maximum_gradient_norm,
         size_unit="tokens",
         evaluate_steps=settings.evaluate_steps,
+        micro_batch=task.rows_at_once,
     )
     trained, _ = load_masked_language_model(settings.encoder, dropout=None)
-    export(stage, accelerator, trained, tokenizer, weights, prefix="model.")
+    export(stage, accelerator, trained, tokenizer, weights, prefix="model." if by_autocast else "inner.model.")
+
+
+def tokenized(settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, split: str) -> TokenStore:
+    """A split's texts as tokens, from the cache or made now."""
+    return tokenize(
+        lambda: iterate_texts(settings.data, split, words="tokens"),
+        f"{stage.inputs['data']['sha256']} {split}",
+        tokenizer,
+        settings.row_length,
+        settings.token_cache or default_cache(),
+        lambda batches: stage.progress(batches, f"tokenizing {split}", unit="batch"),
+    )
 
 
 class MaskedLanguageModelling:
     """The training loop's task: packed rows of texts, masked anew in every epoch."""
 
     def __init__(
-        self, settings: MLMSettings, training: TokenizedTexts, validation: TokenizedTexts, tokenizer: object
+        self,
+        settings: MLMSettings,
+        training: TokenStore,
+        validation: TokenStore,
+        tokenizer: PreTrainedTokenizerBase,
+        processes: int,
     ) -> None:
         self.settings = settings
         self.training = training
@@ -140,65 +177,62 @@ class MaskedLanguageModelling:
             Masking(settings.masking_rate, settings.whole_word, tokenizer.mask_token_id, len(tokenizer), seed)
             for seed in (settings.seed, EVALUATION_SEED)
         )
+        rows_of_process = math.ceil(rows_of_step(settings.tokens_per_step, settings.row_length) / processes)
+        self.rows_at_once = math.ceil(rows_of_process / math.ceil(rows_of_process / settings.run.micro_batch))
+        """Rows of a micro-batch: as many in each, so that all have one shape."""
 
-    def plan(self, epoch: int) -> "PackedSteps":
+    def plan(self, epoch: int) -> PackedSteps:
         """Optimizer steps of an epoch."""
-        order = epoch_order(len(self.training), self.settings.seed, epoch)
-        steps = cut_into_steps(order, self.training.lengths, self.settings.tokens_per_step)
-        return PackedSteps(steps, self.training, self.settings.row_length)
+        settings = self.settings
+        return PackedSteps(self.training, settings.row_length, settings.tokens_per_step, settings.seed, epoch)
 
     def collate(self, rows: Sequence[np.ndarray], epoch: int) -> Batch:
         """Rows as the model's tensors, masked for this epoch."""
-        return make_batch(rows, self.training, self.settings.row_length, self.masking, epoch)
+        return make_batch(rows, self.training, self.settings.row_length, self.rows_at_once, self.masking, epoch)
 
     def size(self, rows: Sequence[np.ndarray]) -> int:
         """Tokens in the rows, padding left out."""
-        return int(sum(self.training.lengths[row].sum() for row in rows))
+        return int(self.training.lengths(np.concatenate(rows)).sum())
 
     def sample_ids(self, rows: Sequence[np.ndarray]) -> list[str]:
         """Ids of the texts in the rows."""
-        return [self.training.ids[sample] for row in rows for sample in row]
+        return read_ids(self.settings.data, "train", np.concatenate(rows))
 
     def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Loss per masked token (nats) and perplexity on the validation split, whose masks never change."""
-        rows = pack(np.arange(len(self.validation)), self.validation.lengths, self.settings.row_length)
+        settings = self.settings
         loss = weight = 0.0
-        for chunk, counts in micro_batches(
-            rows, self.settings.run.micro_batch, accelerator.process_index, accelerator.num_processes
-        ):
-            batch = make_batch(chunk, self.validation, self.settings.row_length, self.evaluation_masking, epoch=0)
-            loss += counts * float(model(**to_device(batch, accelerator.device)))
-            weight += counts * float(batch["weight"])
+        tokens_at_once = EVALUATION_ROWS * settings.row_length
+        for rows in PackedSteps(self.validation, settings.row_length, tokens_at_once, seed=None, epoch=0):
+            for chunk, counts in micro_batches(
+                rows, self.rows_at_once, accelerator.process_index, accelerator.num_processes
+            ):
+                batch = make_batch(
+                    chunk, self.validation, settings.row_length, self.rows_at_once, self.evaluation_masking, epoch=0
+                )
+                loss += counts * float(model(**to_device(batch, accelerator.device)))
+                weight += counts * float(batch["weight"])
         mean = sum_over_processes(accelerator, loss) / max(sum_over_processes(accelerator, weight), 1.0)
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
 
-class PackedSteps(Sequence):
-    """The steps of an epoch; each is packed into rows when it is asked for."""
-
-    def __init__(self, steps: list[np.ndarray], texts: TokenizedTexts, row_length: int) -> None:
-        self.steps, self.lengths, self.row_length = steps, texts.lengths, row_length
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, index: int) -> list[np.ndarray]:
-        return pack(self.steps[index], self.lengths, self.row_length)
-
-
 def make_batch(
-    rows: Sequence[np.ndarray], texts: TokenizedTexts, row_length: int, masking: Masking, epoch: int
+    rows: Sequence[np.ndarray], store: TokenStore, row_length: int, row_count: int, masking: Masking, epoch: int
 ) -> Batch:
-    """The model's tensors of packed rows; ``weight`` is the number of masked tokens."""
-    laid = lay_out(rows, texts, row_length)
-    masked, chosen = masking.apply(laid["tokens"], laid["words"], laid["samples"], laid["positions"], epoch)
+    """The model's tensors of packed rows, of one shape whatever the rows; ``weight`` is the number of masked tokens.
+
+    Rows are filled up with empty ones to ``row_count``, masked places with some that have no label.
+    """
+    laid = lay_out(rows, store, row_length, row_count)
+    masked, chosen = masking.apply(laid, epoch)
     places = np.flatnonzero(chosen)
+    missing = masking.most(row_count, row_length) - len(places)
     arrays = {
         "tokens_RT": masked,
-        "positions_RT": laid["positions"],
-        "samples_RT": laid["samples"],
-        "masked_M": places,
-        "labels_M": laid["tokens"].ravel()[places],
+        "positions_RT": laid.positions,
+        "samples_RT": laid.samples,
+        "masked_M": np.pad(places, (0, missing)),
+        "labels_M": np.pad(laid.tokens.ravel()[places], (0, missing), constant_values=NO_LABEL),
         "weight": np.asarray(len(places)),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

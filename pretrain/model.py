@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from launch.errors import InputError
 from launch.pretrained import load_config, load_pretrained
+from pretrain.output_layer import linear_cross_entropy
 
 OUTPUT_LAYERS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
-"""Architectures whose output layer is one module, applied to hidden states of any leading shape."""
+"""Architectures whose output layer is one module: a small transformation, then `decoder`, a linear layer."""
 
 POSITION_OFFSET = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
 """Architectures that count positions from ``pad_token_id + 1``."""
 
 
-def load_masked_language_model(encoder: str, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
+def load_masked_language_model(
+    encoder: str, dropout: float | None, attention: str = "sdpa"
+) -> tuple[PreTrainedModel, list[str]]:
     """A stock model with its masked-language-model head; the head may be new, the encoder may not.
 
-    Raises InputError for an architecture that :class:`PackedMaskedLanguageModel` does not know.
+    ``attention`` is `sdpa` or `eager`, as transformers names its implementations. Raises InputError for an architecture
+    that :class:`PackedMaskedLanguageModel` does not know.
     """
     check_architecture(load_config(encoder).model_type)
     options = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return load_pretrained(AutoModelForMaskedLM, encoder, tuple(f"{p}." for p in OUTPUT_LAYERS.values()), **options)
+    head = tuple(f"{name}." for name in OUTPUT_LAYERS.values())
+    return load_pretrained(AutoModelForMaskedLM, encoder, head, attn_implementation=attention, **options)
 
 
 def check_architecture(model_type: str) -> None:
@@ -65,15 +69,30 @@ class PackedMaskedLanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Cross-entropy summed over the masked tokens, in fp32.
 
-        ``masked_M`` are positions in the flattened rows, ``labels_M`` the tokens that stood there.
+        ``masked_M`` are positions in the flattened rows, ``labels_M`` the tokens that stood there, or `NO_LABEL`.
         """
         # A token attends to the tokens of its own text; the padding (sample -1) to itself, so that no row is empty.
         same_text_R1TT = samples_RT[:, None, :, None] == samples_RT[:, None, None, :]
         hidden_RTH = self.model.base_model(
             input_ids=tokens_RT,
-            attention_mask=same_text_R1TT,
+            attention_mask=self._attention_mask(same_text_R1TT),
             position_ids=positions_RT + self.position_offset,
         ).last_hidden_state
         hidden_MH = hidden_RTH.flatten(0, 1)[masked_M]
-        logits_MV = getattr(self.model, OUTPUT_LAYERS[self.model.config.model_type])(hidden_MH)
-        return functional.cross_entropy(logits_MV.float(), labels_M, reduction="sum")
+        transformed_MH, decoder = self._before_decoder(hidden_MH)
+        return linear_cross_entropy(transformed_MH, decoder.weight, decoder.bias, labels_M)
+
+    def _attention_mask(self, same_text_R1TT: torch.Tensor) -> torch.Tensor:
+        """The mask as the attention implementation wants it: a boolean one, or what is added to the scores."""
+        if self.model.config._attn_implementation == "sdpa":
+            return same_text_R1TT
+        dtype = self.model.base_model.encoder.layer[0].attention.self.query.weight.dtype
+        return torch.zeros_like(same_text_R1TT, dtype=dtype).masked_fill(~same_text_R1TT, torch.finfo(dtype).min)
+
+    def _before_decoder(self, hidden_MH: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
+        """The hidden states as the output layer's linear part reads them, and that part."""
+        if self.model.config.model_type == "bert":
+            head = self.model.cls.predictions
+            return head.transform(hidden_MH), head.decoder
+        head = self.model.lm_head
+        return head.layer_norm(nn.functional.gelu(head.dense(hidden_MH))), head.decoder

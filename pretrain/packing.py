@@ -1,4 +1,4 @@
-"""Short texts packed into rows of one length, so that little is padding.
+"""Short texts packed into rows of one length, so that little is padding and every step has the same shape.
 
 A row holds whole texts one after another. The model sees them apart: attention stays inside a text, and positions
 restart with each (Krell et al. 2021, "Efficient sequence packing without cross-contamination").
@@ -6,22 +6,62 @@ restart with each (Krell et al. 2021, "Efficient sequence packing without cross-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from pretrain.texts import TokenizedTexts
+from pretrain.permutation import permuted
+from pretrain.token_store import SPECIAL, TokenStore
+
+FILL = 0.985
+"""Share of a step's rows that its texts may take. First-fit decreasing packs tweets tighter than this."""
+
+SAMPLES_AT_ONCE = 1 << 20
+"""Samples whose lengths are looked up at once while an epoch is cut into steps."""
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of ``range(samples)`` that (seed, epoch) decides."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(samples)
+class PackedSteps(Sequence):
+    """The optimizer steps of an epoch, each a list of rows, each an array of samples; made when they are asked for.
+
+    Nothing of the size of the corpus is kept: the order is computed, and of each step only where it begins.
+    """
+
+    def __init__(self, store: TokenStore, row_length: int, tokens_per_step: int, seed: int | None, epoch: int) -> None:
+        """``seed`` None keeps the order of the store."""
+        self.store, self.row_length = store, row_length
+        self.seed, self.epoch = seed, epoch
+        self.starts = self._cut(tokens_per_step)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, step: int) -> list[np.ndarray]:
+        if not 0 <= step < len(self):
+            raise IndexError(step)
+        samples = self._samples(self.starts[step], self.starts[step + 1])
+        return pack(samples, self.store.lengths(samples), self.row_length)
+
+    def _samples(self, start: int, end: int) -> np.ndarray:
+        places = np.arange(start, end)
+        return places if self.seed is None else permuted(places, len(self.store), self.seed, self.epoch)
+
+    def _cut(self, tokens_per_step: int) -> np.ndarray:
+        """Places at which steps begin, and the end: each step has as many samples as fit ``tokens_per_step``."""
+        starts, tokens_before = [np.zeros(1, np.int64)], 0
+        for start in range(0, len(self.store), SAMPLES_AT_ONCE):
+            end = min(start + SAMPLES_AT_ONCE, len(self.store))
+            ends = tokens_before + np.cumsum(self.store.lengths(self._samples(start, end)))
+            # A step ends with the token that fills it. (A text without tokens stays in the step it stands in.)
+            steps = np.maximum(np.r_[tokens_before, ends] - 1, 0) // tokens_per_step
+            starts.append(start + np.flatnonzero(steps[1:] > steps[:-1]))
+            tokens_before = ends[-1]
+        return np.concatenate([*starts, [len(self.store)]])
 
 
-def cut_into_steps(order: np.ndarray, lengths: np.ndarray, tokens_per_step: int) -> list[np.ndarray]:
-    """Split an order of samples into optimizer steps of about ``tokens_per_step`` tokens each; none is left out."""
-    before = np.cumsum(lengths[order]) - lengths[order]
-    step_of = before // tokens_per_step
-    cuts = np.flatnonzero(np.diff(step_of)) + 1
-    return np.split(order, cuts)
+def rows_of_step(tokens_per_step: int, row_length: int) -> int:
+    """Rows that the texts of a step fit, with few exceptions."""
+    return int(np.ceil(tokens_per_step / (FILL * row_length)))
 
 
 def pack(samples: np.ndarray, lengths: np.ndarray, row_length: int) -> list[np.ndarray]:
@@ -29,39 +69,56 @@ def pack(samples: np.ndarray, lengths: np.ndarray, row_length: int) -> list[np.n
 
     Raises ValueError for a sample longer than a row.
     """
-    longest_first = samples[np.argsort(-lengths[samples], kind="stable")]
+    longest_first = np.argsort(-lengths, kind="stable")
     if lengths[longest_first[0]] > row_length:
         raise ValueError(f"a sample of {lengths[longest_first[0]]} tokens does not fit a row of {row_length}")
     space = np.full(len(samples), row_length, dtype=np.int64)
     rows: list[list[int]] = []
-    for sample in longest_first.tolist():
-        row = int(np.argmax(space >= lengths[sample]))
+    for place, length in zip(longest_first.tolist(), lengths[longest_first].tolist(), strict=True):
+        row = int((space[: len(rows) + 1] >= length).argmax())
         if row == len(rows):
             rows.append([])
-        rows[row].append(sample)
-        space[row] -= lengths[sample]
-    return [np.asarray(row) for row in rows]
+        rows[row].append(place)
+        space[row] -= length
+    return [samples[row] for row in rows]
 
 
-def lay_out(rows: list[np.ndarray], texts: TokenizedTexts, row_length: int) -> dict[str, np.ndarray]:
-    """The rows' tokens and coordinates, each int64 [rows, row_length].
+@dataclass(frozen=True)
+class Layout:
+    """Packed rows as arrays [rows, row_length]; in the padding, tokens and positions are 0, the rest as said."""
 
-    ``tokens`` (0 in the padding), ``words`` (word starts, -1 special or padding), ``samples`` (sample index, -1
-    padding), ``positions`` (in the sample; 0 in the padding).
-    """
-    shape = (len(rows), row_length)
-    laid = {name: np.full(shape, fill, np.int64) for name, fill in LAYOUT_FILL.items()}
-    for row_index, row in enumerate(rows):
-        start = 0
-        for sample in row.tolist():
-            begin, end = texts.offsets[sample], texts.offsets[sample + 1]
-            place = (row_index, slice(start, start + end - begin))
-            laid["tokens"][place] = texts.tokens[begin:end]
-            laid["words"][place] = texts.words[begin:end]
-            laid["samples"][place] = sample
-            laid["positions"][place] = np.arange(end - begin)
-            start += end - begin
-    return laid
+    tokens: np.ndarray
+    """int64."""
+    samples: np.ndarray
+    """int64, sample index; -1 in the padding."""
+    positions: np.ndarray
+    """int64, place in the sample."""
+    kinds: np.ndarray
+    """uint8, of `pretrain.token_store`; `SPECIAL` in the padding."""
 
 
-LAYOUT_FILL = {"tokens": 0, "words": -1, "samples": -1, "positions": 0}
+def lay_out(rows: Sequence[np.ndarray], store: TokenStore, row_length: int, row_count: int | None = None) -> Layout:
+    """The arrays of packed rows, with empty rows at the end up to ``row_count``."""
+    samples = np.concatenate(rows)
+    lengths = store.lengths(samples)
+    row_of = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    before = np.cumsum(lengths) - lengths
+    row_begins = np.r_[0, np.flatnonzero(np.diff(row_of)) + 1]
+    start = before - np.repeat(before[row_begins], np.diff(np.r_[row_begins, len(samples)])) + row_of * row_length
+
+    positions = np.arange(lengths.sum()) - np.repeat(before, lengths)
+    target = np.repeat(start, lengths) + positions
+    source = np.repeat(store.offsets[samples], lengths) + positions
+    shape = (row_count or len(rows), row_length)
+
+    def spread(values: np.ndarray, fill: int, dtype: type = np.int64) -> np.ndarray:
+        array = np.full(shape[0] * shape[1], fill, dtype)
+        array[target] = values
+        return array.reshape(shape)
+
+    return Layout(
+        tokens=spread(store.tokens[source], 0),
+        samples=spread(np.repeat(samples, lengths), -1),
+        positions=spread(positions, 0),
+        kinds=spread(store.kinds[source], SPECIAL, np.uint8),
+    )

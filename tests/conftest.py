@@ -23,3 +23,11 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory) -> Path:
+    """Where tokenized texts go, also those of the processes that tests start: not into the home folder."""
+    folder = tmp_path_factory.mktemp("token-cache")
+    os.environ["MSB_CACHE"] = str(folder)
+    return folder

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tiny_models import PROJECT, environment, make_corpus, make_encoder, make_ner
 from transformers import AutoModelForMaskedLM
@@ -35,7 +36,7 @@ def settings(tmp_path_factory) -> dict[str, list[str]]:
     """
     folder = tmp_path_factory.mktemp("data")
     encoder = make_encoder(folder / "encoder")
-    corpus, tweets = make_corpus(folder / "corpus", train=60, validation=7), make_ner(folder / "ner", 41, 5, 1)
+    corpus, tweets = make_corpus(folder / "corpus", train=60, validation=11), make_ner(folder / "ner", 41, 5, 1)
     common = [f"--encoder={encoder}", "--dropout=0", "--run.log_steps=1", "--run.precision=fp32"]
     common += ["--run.micro_batch=1", "--run.checkpoint_steps=4", "--schedule.epochs=2"]
     return {
@@ -77,6 +78,15 @@ def assert_same_losses(folder: Path, alone: Path, tolerance: float) -> None:
             assert one["learning_rate"] == other["learning_rate"]
 
 
+def assert_rounded(folder: Path, alone: Path) -> None:
+    """What bf16 makes of the same training: nearly the same losses, and fp32 weights."""
+    assert_same_losses(folder, alone, 0.02)
+    there, here = ([row["loss"] for row in iterate_jsonl(each / "metrics.jsonl")] for each in (folder, alone))
+    assert there != here
+    weights, expected = (load_file(str(each / "model.safetensors")) for each in (folder, alone))
+    assert {name: tensor.dtype for name, tensor in weights.items()} == dict.fromkeys(expected, torch.float32)
+
+
 def assert_same_weights(folder: Path, alone: Path) -> None:
     there, here = (load_file(str(each / "model.safetensors")) for each in (folder, alone))
     assert there.keys() == here.keys()
@@ -97,6 +107,7 @@ def test_two_processes_by_ddp_train_as_one(settings, alone, tmp_path):
         [
             ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], 9),
             ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], None),
+            ("pretrain.mlm", [*settings["mlm"], "--run.precision=bf16", f"--output={tmp_path / 'bf16'}"], None),
             ("finetune.ner", [*settings["ner"], outputs["ner"]], None),
         ],
     )
@@ -107,6 +118,7 @@ def test_two_processes_by_ddp_train_as_one(settings, alone, tmp_path):
         assert training["processes"] == 2 and training["distributed"] == "MULTI_CPU"
         assert log.count(f"done: {tmp_path / name}") == 1, "the second process is quiet"
     assert "resumed at step 8 from" in log
+    assert_rounded(tmp_path / "bf16", alone / "mlm")
     scores = json.loads((tmp_path / "ner/scores.json").read_text())
     assert scores == json.loads((alone / "ner/scores.json").read_text())
     for split in ("validation", "test"):
@@ -123,11 +135,13 @@ def test_deepspeed_zero2_trains_resumes_and_exports(settings, alone, tmp_path):
         [
             ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], 9),
             ("pretrain.mlm", [*settings["mlm"], outputs["mlm"]], None),
+            ("pretrain.mlm", [*settings["mlm"], "--run.precision=bf16", f"--output={tmp_path / 'bf16'}"], None),
             ("finetune.ner", [*settings["ner"], outputs["ner"]], None),
         ],
         ACCELERATE_USE_CPU="false",
     )
     assert "resumed at step 8 from" in log
+    assert_rounded(tmp_path / "bf16", alone / "mlm")
     for name in settings:
         assert_same_losses(tmp_path / name, alone / name, 1e-5)
         assert_same_weights(tmp_path / name, alone / name)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import threading
+import time
 import types
 from collections import Counter
 from pathlib import Path
@@ -17,7 +19,16 @@ from torch import nn
 from launch import checkpoint as checkpoints
 from launch import files, loop
 from launch.errors import InputError
-from launch.loop import OptimizerSettings, RunSettings, make_accelerator, make_optimizer, micro_batches, train
+from launch.loop import (
+    BatchesAhead,
+    OptimizerSettings,
+    Position,
+    RunSettings,
+    make_accelerator,
+    make_optimizer,
+    micro_batches,
+    train,
+)
 from launch.schedule import ScheduleSettings
 from launch.settings import parse_settings
 from launch.stage import Stage, StageSettings, iterate_jsonl
@@ -92,7 +103,19 @@ def make_stage(output: Path) -> Stage:
     return stage
 
 
-def run(stage, task=None, *, dropout=0.0, fused=True, epochs=2, precision="fp32", schedule=None, rate=1e-2, **options):
+def run(
+    stage,
+    task=None,
+    *,
+    dropout=0.0,
+    fused=True,
+    epochs=2,
+    precision="fp32",
+    schedule=None,
+    rate=1e-2,
+    rows_at_once=None,
+    **options,
+):
     """Train a new model; gives the final weights."""
     of_run = {name: options.pop(name) for name in list(options) if name in RunSettings.__dataclass_fields__}
     settings = RunSettings(**{"precision": precision, "log_steps": 1, "checkpoint_steps": 4, **of_run})
@@ -107,6 +130,7 @@ def run(stage, task=None, *, dropout=0.0, fused=True, epochs=2, precision="fp32"
         schedule=schedule or ScheduleSettings(epochs=epochs),
         run=settings,
         size_unit="samples",
+        micro_batch=rows_at_once,
         **{"maximum_gradient_norm": 1.0, **options},
     )
     return load_file(str(weights))
@@ -387,15 +411,125 @@ def test_every_sample_is_trained_on_once_in_an_epoch(stage):
     assert units[:SAMPLES] != units[SAMPLES:]
 
 
-def test_bf16_autocast_trains_and_keeps_fp32_weights(tmp_path):
+def test_a_stage_can_choose_its_micro_batch(stage):
+    task = Task()
+    run(stage, task, epochs=1, rows_at_once=2)
+    assert [len(chunk) for chunk in task.seen] == [2, 2, 2, 1] * (SAMPLES // PER_STEP) + [2, 2]
+    units = [unit for chunk in task.seen for unit in chunk]
+    assert units == np.concatenate(task.plan(0)).tolist()
+
+
+def fake_accelerator(process: int = 0, processes: int = 1) -> types.SimpleNamespace:
+    return types.SimpleNamespace(process_index=process, num_processes=processes)
+
+
+def wait_until(happened) -> None:
+    end = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def threads_for_batches() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+@pytest.mark.parametrize("per_step", [7, SAMPLES])
+@pytest.mark.parametrize("start", [(0, 0), (1, 3)])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_batches_made_ahead_are_those_made_in_place(monkeypatch, per_step, start, processes):
+    """From the beginning or from where a run is resumed, over the ends of epochs, also those of a single step."""
+    monkeypatch.setattr("test_loop.PER_STEP", per_step)
+    for process in range(processes):
+        task, micro_batch = Task(), 2
+        ahead = BatchesAhead(task, micro_batch, fake_accelerator(process, processes))
+        first_epoch, first = start
+        for epoch in range(first_epoch, 3):
+            plan = task.plan(epoch)
+            for step in range(min(first, len(plan) - 1), len(plan)):
+                found = ahead.take(plan, Position(epoch=epoch, step_in_epoch=step))
+                chunks = micro_batches(plan[step], micro_batch, process, processes)
+                assert [counts for _, counts in found] == [counts for _, counts in chunks]
+                for (batch, _), (chunk, _) in zip(found, chunks, strict=True):
+                    assert_equal(batch, Task().collate(chunk, epoch))
+            first = 0
+
+
+def test_the_next_step_is_made_while_the_model_works_on_this_one():
+    """And none after it, nor one of the next epoch, whose plan is not known."""
+    task = Task()
+    ahead, plan = BatchesAhead(task, PER_STEP, fake_accelerator()), task.plan(0)
+    for step in range(STEPS_PER_EPOCH):
+        ahead.take(plan, Position(step_in_epoch=step))
+        made = min(step + 2, STEPS_PER_EPOCH)
+        wait_until(lambda made=made: len(task.seen) == made)
+        time.sleep(0.005)
+        assert [list(units) for units in plan[:made]] == task.seen
+
+
+class BadData(Exception):
+    pass
+
+
+@pytest.mark.parametrize("bad_step", [0, 1, 4, STEPS_PER_EPOCH - 1])
+def test_what_goes_wrong_with_a_batch_is_raised_at_its_step(stage, bad_step):
+    task = Task()
+    collate, bad = task.collate, task.plan(0)[bad_step][-1]
+
+    def with_bad_data(units, epoch):
+        if bad in units:
+            raise BadData(f"sample {bad}")
+        return collate(units, epoch)
+
+    task.collate = with_bad_data
+    with pytest.raises(BadData, match=f"sample {bad}"):
+        run(stage, task)
+    trained_on = [row["step"] for row in rows(stage)] if bad_step else []
+    assert trained_on == list(range(1, bad_step + 1)), "what came before"
+
+
+def test_no_thread_is_left_behind(tmp_path):
+    run(make_stage(tmp_path / "whole"), epochs=1)
+    wait_until(lambda: not threads_for_batches())
+    run(make_stage(tmp_path / "stopped"), schedule=ScheduleSettings(epochs=None, steps=3))  # with a batch in the making
+    wait_until(lambda: not threads_for_batches())
+    with pytest.raises(KeyboardInterrupt) as interrupted:  # its traceback keeps the loop's variables
+        run(make_stage(tmp_path / "interrupted"), Task(interrupt_at=5))
+    wait_until(lambda: not threads_for_batches())
+    task = Task()
+    task.x[task.plan(0)[3][0]] = math.nan
+    with pytest.raises(InputError) as failed:
+        run(make_stage(tmp_path / "failed"), task)
+    wait_until(lambda: not threads_for_batches())
+    assert interrupted.tb and failed.tb
+
+
+@pytest.fixture
+def new_accelerator():
+    """Accelerate keeps the precision of the first Accelerator of a process."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    try:
-        stage = make_stage(tmp_path / "bf16")
-        weights = run(stage, precision="bf16", epochs=4)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("autocast, precision", [(True, "bf16"), (False, "no")])
+def test_a_model_can_see_to_its_precision_itself(new_accelerator, monkeypatch, autocast, precision):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as accelerate launch may set it
+    accelerator = make_accelerator(RunSettings(precision="bf16"), autocast=autocast)
+    assert accelerator.mixed_precision == precision
+    layer = accelerator.prepare(nn.Linear(2, 2))
+    with accelerator.autocast():
+        assert (torch.mm(torch.ones(2, 2), layer.weight).dtype == torch.bfloat16) == autocast
+
+
+def test_bf16_autocast_trains_and_keeps_fp32_weights(tmp_path, new_accelerator):
+    from accelerate.state import AcceleratorState
+
+    stage = make_stage(tmp_path / "bf16")
+    weights = run(stage, precision="bf16", epochs=4)
+    AcceleratorState._reset_state(reset_partial_state=True)
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
     assert losses(stage)[-1] < 0.6 * losses(stage)[0] and stage.facts["training"]["precision"] == "bf16"
     full = make_stage(tmp_path / "fp32")
