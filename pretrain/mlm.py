@@ -34,6 +34,7 @@ from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
+from pretrain.embedding import use_operator
 from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
@@ -99,9 +100,12 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
 
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(settings.encoder)
-    # The compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
-    attention = "eager" if settings.run.compile and accelerator.device.type == "cpu" else "sdpa"
+    # On a CPU the compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
+    compiled_on_cpu = settings.run.compile and accelerator.device.type == "cpu"
+    attention = "eager" if compiled_on_cpu else "sdpa"
     stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout, attention)
+    if compiled_on_cpu:
+        use_operator(stock)
     check_vocabulary(settings.encoder, stock, tokenizer)
     if tokenizer.mask_token_id is None:
         raise InputError(

@@ -109,7 +109,7 @@ def test_in_bf16_it_is_about_as_exact_as_the_plain_way(monkeypatch):
     exact = loss_and_gradients_of(plain, tuple(t.double() if t.is_floating_point() else t for t in inputs))
     of_fused = errors(loss_and_gradients_of(linear_cross_entropy, inputs), exact)
     of_plain = errors(loss_and_gradients_of(plain, inputs), exact)
-    assert of_fused[0] < 1e-4
+    assert of_fused[0] < 2e-4
     assert all(fused < 1.5 * plain for fused, plain in zip(of_fused, of_plain, strict=True)), (of_fused, of_plain)
 
 
