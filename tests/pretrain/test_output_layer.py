@@ -110,7 +110,8 @@ def test_in_bf16_it_is_about_as_exact_as_the_plain_way(monkeypatch):
     of_fused = errors(loss_and_gradients_of(linear_cross_entropy, inputs), exact)
     of_plain = errors(loss_and_gradients_of(plain, inputs), exact)
     assert of_fused[0] < 2e-4
-    assert all(fused < 1.5 * plain for fused, plain in zip(of_fused, of_plain, strict=True)), (of_fused, of_plain)
+    pairs = zip(of_fused[1:], of_plain[1:], strict=True)
+    assert all(fused < 1.5 * plain for fused, plain in pairs), (of_fused, of_plain)
 
 
 def test_weights_are_rounded_to_the_type_of_the_hidden_states():
