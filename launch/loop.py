@@ -15,12 +15,13 @@ import json
 import math
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,7 +34,7 @@ from transformers.integrations import unset_hf_deepspeed_config
 from launch import checkpoint as checkpoints
 from launch.errors import InputError
 from launch.files import write_text_whole
-from launch.schedule import ScheduleSettings
+from launch.schedule import ScheduleSettings, budget_in_seconds
 from launch.settings import NOT_IDENTITY
 from launch.stage import METRICS_NAME, Stage, iterate_jsonl
 
@@ -41,6 +42,9 @@ Unit = Any
 """What a step is made of and processes share: a packed row of texts (MLM), a tweet (NER)."""
 
 Batch = dict[str, torch.Tensor]
+
+COMPILED_FROM_STEPS, COMPILED_FROM_SECONDS = 300, 600
+"""How long a run must be for `run.compile auto`: compiling takes half a minute, which these steps make up for."""
 
 DEEPSPEED_TAG = "engine"
 """Folder of DeepSpeed's shards, inside the checkpoint's ``deepspeed/``."""
@@ -93,8 +97,8 @@ class RunSettings:
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` autocast, `fp32`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
-    compile: bool = False
-    """`torch.compile` the model: half a minute at the start, then faster steps."""
+    compile: Literal["auto"] | bool = False
+    """`torch.compile` the model: half a minute at the start, then faster steps. `auto`: where the run is long enough."""
     micro_batch: int = field(default=32, metadata=NOT_IDENTITY)
     """Rows that go through the model at once on one process; accumulation follows from it and the global batch."""
     checkpoint_steps: int = field(default=500, metadata=NOT_IDENTITY)
@@ -163,6 +167,29 @@ def make_accelerator(run: RunSettings, autocast: bool = True) -> Accelerator:
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     assert accelerator.num_processes == 1 or accelerator.distributed_type != DistributedType.NO
     return accelerator
+
+
+def with_compilation_decided(
+    run: RunSettings, schedule: ScheduleSettings, steps_per_epoch: int, stage: Stage
+) -> RunSettings:
+    """The settings with ``compile`` true or false, and why in the log and the manifest."""
+    if run.compile != "auto":
+        return run
+    steps = expected_steps(schedule, steps_per_epoch)
+    is_long = (
+        budget_in_seconds(schedule.budget) >= COMPILED_FROM_SECONDS if schedule.budget else steps >= COMPILED_FROM_STEPS
+    )
+    compiler = torch.accelerator.is_available() or shutil.which(os.environ.get("CXX", "g++")) is not None
+    reason = (
+        f"the run is short ({schedule.budget or f'{steps} steps'})"
+        if not is_long
+        else "the run is long enough"
+        if compiler
+        else "there is no C++ compiler (g++, or the one that CXX names): steps are slower"
+    )
+    stage.log(f"{'compiled' if is_long and compiler else 'not compiled'}: {reason}")
+    stage.facts["compiled"] = {"compiled": is_long and compiler, "reason": reason}
+    return replace(run, compile=is_long and compiler)
 
 
 def under_deepspeed() -> bool:

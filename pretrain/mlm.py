@@ -28,6 +28,7 @@ from launch.loop import (
     to_device,
     train,
     under_deepspeed,
+    with_compilation_decided,
 )
 from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
@@ -69,7 +70,7 @@ class MLMSettings(TrainingStageSettings):
     """Optimizer steps between evaluations; null evaluates at the end of each epoch."""
     token_cache: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Folder where tokenized texts are kept for later runs; null is `$MSB_CACHE`, else `~/.cache/msb-ner`."""
-    run: RunSettings = field(default_factory=lambda: RunSettings(micro_batch=80))
+    run: RunSettings = field(default_factory=lambda: RunSettings(micro_batch=80, compile="auto"))
     """Precision, compilation, micro-batches, checkpoints."""
 
     def __post_init__(self) -> None:
@@ -100,12 +101,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
 
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(settings.encoder)
-    # On a CPU the compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
-    compiled_on_cpu = settings.run.compile and accelerator.device.type == "cpu"
-    attention = "eager" if compiled_on_cpu else "sdpa"
-    stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout, attention)
-    if compiled_on_cpu:
-        use_operator(stock)
+    stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout)
     check_vocabulary(settings.encoder, stock, tokenizer)
     if tokenizer.mask_token_id is None:
         raise InputError(
@@ -117,8 +113,6 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
             f"{settings.encoder}: reads {packed.maximum_length} tokens at the most. "
             f"Lower --row_length ({settings.row_length})."
         )
-    precision = torch.bfloat16 if precision_of(settings.run) == "bf16" else torch.float32
-    model = packed if by_autocast else RoundedOnce(packed, precision)
     stage.facts["encoder"] = describe_encoder(stock, new_parameters)
     if new_parameters:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
@@ -133,6 +127,13 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     task = MaskedLanguageModelling(
         settings, stores["train"], stores["validation"], tokenizer, accelerator.num_processes
     )
+    run = with_compilation_decided(settings.run, settings.schedule, len(task.plan(0)), stage)
+    if run.compile and accelerator.device.type == "cpu":
+        # The compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
+        stock.set_attn_implementation("eager")
+        use_operator(stock)
+    precision = torch.bfloat16 if precision_of(run) == "bf16" else torch.float32
+    model = packed if by_autocast else RoundedOnce(packed, precision)
     weights = train(
         stage,
         accelerator,
@@ -141,7 +142,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         task,
         seed=settings.seed,
         schedule=settings.schedule,
-        run=settings.run,
+        run=run,
         maximum_gradient_norm=settings.optimizer.maximum_gradient_norm,
         size_unit="tokens",
         evaluate_steps=settings.evaluate_steps,

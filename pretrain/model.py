@@ -20,18 +20,15 @@ POSITION_OFFSET = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
 """Architectures that count positions from ``pad_token_id + 1``."""
 
 
-def load_masked_language_model(
-    encoder: str, dropout: float | None, attention: str = "sdpa"
-) -> tuple[PreTrainedModel, list[str]]:
+def load_masked_language_model(encoder: str, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
     """A stock model with its masked-language-model head; the head may be new, the encoder may not.
 
-    ``attention`` is `sdpa` or `eager`, as transformers names its implementations. Raises InputError for an architecture
-    that :class:`PackedMaskedLanguageModel` does not know.
+    Raises InputError for an architecture that :class:`PackedMaskedLanguageModel` does not know.
     """
     check_architecture(load_config(encoder).model_type)
     options = {} if dropout is None else {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     head = tuple(f"{name}." for name in OUTPUT_LAYERS.values())
-    return load_pretrained(AutoModelForMaskedLM, encoder, head, attn_implementation=attention, **options)
+    return load_pretrained(AutoModelForMaskedLM, encoder, head, attn_implementation="sdpa", **options)
 
 
 def check_architecture(model_type: str) -> None:

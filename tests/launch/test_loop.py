@@ -28,6 +28,7 @@ from launch.loop import (
     make_optimizer,
     micro_batches,
     train,
+    with_compilation_decided,
 )
 from launch.schedule import ScheduleSettings
 from launch.settings import parse_settings
@@ -553,3 +554,26 @@ def test_settings_without_a_meaning_are_refused_by_name(argument, problem, capsy
     with pytest.raises(SystemExit) as exit_:
         parse_settings(MLMSettings, ["--encoder=e", "--data=d", "--output=o", argument])
     assert exit_.value.code == 2 and problem in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting, schedule, compiler, compiled, reason",
+    [
+        (True, ScheduleSettings(steps=1), False, True, None),
+        (False, ScheduleSettings(epochs=9), True, False, None),
+        ("auto", ScheduleSettings(steps=299, epochs=None), True, False, "the run is short (299 steps)"),
+        ("auto", ScheduleSettings(epochs=3), True, True, "the run is long enough"),
+        ("auto", ScheduleSettings(epochs=3, budget="599s"), True, False, "the run is short (599s)"),
+        ("auto", ScheduleSettings(epochs=None, budget="1h"), True, True, "the run is long enough"),
+        ("auto", ScheduleSettings(epochs=3), False, False, "there is no C++ compiler (g++, or the one that CXX names)"),
+    ],
+)
+def test_compilation_is_decided_by_the_length_of_the_run(
+    stage, monkeypatch, setting, schedule, compiler, compiled, reason
+):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}" if compiler else None)
+    run = with_compilation_decided(RunSettings(compile=setting), schedule, 100, stage)
+    assert run.compile is compiled
+    assert (reason is None) == ("compiled" not in stage.facts)
+    if reason:
+        assert stage.facts["compiled"]["reason"].startswith(reason)
