@@ -217,33 +217,16 @@ def group_texts(rows: dict) -> dict:
 def limit(arguments: argparse.Namespace) -> float:
     """Tokens per second if a step were its matrix products alone."""
     import torch
+    from transformers import AutoConfig
 
-    layers, hidden, _ = SIZES[arguments.size]
-    masked = round(TOKENS_PER_STEP * MASKING_RATE)
-    products = [  # rows, inputs, outputs, how often
-        (TOKENS_PER_STEP, hidden, hidden, 4 * layers),
-        (TOKENS_PER_STEP, hidden, 4 * hidden, layers),
-        (TOKENS_PER_STEP, 4 * hidden, hidden, layers),
-        (masked, hidden, hidden, 1),
-        (masked, hidden, 30522, 1),
-    ]
-    seconds = 0.0
-    for rows, inputs, outputs, count in products:
-        x, w, g = (
-            torch.randn(shape, dtype=torch.bfloat16) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs))
-        )
-        for left, right in ((x, w.t()), (g, w), (g.t(), x)):  # output, gradients of input and weight
-            seconds += count * median_seconds(left, right)
-    return TOKENS_PER_STEP / seconds
+    from pretrain.limit import tokens_per_second_of_products
 
-
-def median_seconds(left: "torch.Tensor", right: "torch.Tensor", repeats: int = 15) -> float:  # noqa: F821
-    marks = []
-    for _ in range(repeats + 3):
-        started = time.perf_counter()
-        left @ right
-        marks.append(time.perf_counter() - started)
-    return statistics.median(marks[3:])
+    config = AutoConfig.from_pretrained(Path(arguments.work) / arguments.size)
+    device, repeats = torch.device("cpu"), 5
+    return statistics.median(
+        tokens_per_second_of_products(config, TOKENS_PER_STEP, MASKING_RATE, torch.bfloat16, device)
+        for _ in range(repeats)
+    )
 
 
 SIDE_FUNCTIONS = {"line_by_line": line_by_line, "best_flags": best_flags, "ours": ours, "limit": limit}

@@ -268,10 +268,12 @@ def train(
     best_by: str | None = None,
     patience: int | None = None,
     micro_batch: int | None = None,
+    highest_rate: float | None = None,
 ) -> Path:
     """Train ``model`` on ``task`` and return the file of the final weights (a safetensors state dict).
 
-    ``micro_batch`` units go through the model at once on a process; None takes ``run.micro_batch``.
+    ``micro_batch`` units go through the model at once on a process; None takes ``run.micro_batch``. With ``highest_rate``,
+    in ``size_unit`` a second, the share of it that is reached is shown and logged.
 
     Evaluates every ``evaluate_steps`` optimizer steps, or at the end of each epoch. With ``best_by`` the final weights
     are those of the evaluation at which this metric was highest, and training stops after ``patience`` evaluations
@@ -344,7 +346,8 @@ def train(
         if position.step % run.log_steps == 0 or position.finished or ends_epoch:
             mean_loss = position.logged_loss_sum / max(position.logged_weight, 1.0)
             rate = logged_size / (time.monotonic() - last_logged)
-            bar.set_postfix_str(f"loss {mean_loss:.3f}, {rate:,.0f} {size_unit}/s", refresh=False)
+            share = f" ({rate / highest_rate:.0%} of the products' limit)" if highest_rate else ""
+            bar.set_postfix_str(f"loss {mean_loss:.3f}, {rate:,.0f} {size_unit}/s{share}", refresh=False)
             stage.log_metrics(
                 event="train",
                 step=position.step,
@@ -353,6 +356,7 @@ def train(
                 learning_rate=plain_optimizer.param_groups[0]["lr"],
                 seconds=round(clock.seconds(), 2),
                 **{f"{size_unit}_per_second": round(rate, 1)},
+                **({"share_of_limit": round(rate / highest_rate, 4)} if highest_rate else {}),
             )
             position.logged_loss_sum = position.logged_weight = 0.0
             last_logged, logged_size = time.monotonic(), 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.layout import iterate_texts, read_ids
 from launch.errors import InputError
@@ -36,6 +36,7 @@ from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
 from pretrain.embedding import use_operator
+from pretrain.limit import tokens_per_second_of_products
 from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
@@ -147,9 +148,25 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         size_unit="tokens",
         evaluate_steps=settings.evaluate_steps,
         micro_batch=task.rows_at_once,
+        highest_rate=highest_rate(settings, stage, accelerator, stock.config, precision),
     )
     trained, _ = load_masked_language_model(settings.encoder, dropout=None)
     export(stage, accelerator, trained, tokenizer, weights, prefix="model." if by_autocast else "inner.model.")
+
+
+def highest_rate(
+    settings: MLMSettings, stage: Stage, accelerator: Accelerator, config: PreTrainedConfig, precision: torch.dtype
+) -> float | None:
+    """Tokens a second of the step's matrix products alone; None for several processes, which would disturb each other."""
+    if accelerator.num_processes > 1:
+        return None
+    limit = tokens_per_second_of_products(
+        config, settings.tokens_per_step, settings.masking_rate, precision, accelerator.device
+    )
+    name = str(precision).removeprefix("torch.")
+    stage.log(f"matrix products alone, in {name}: {limit:,.0f} tokens/s, the limit of this machine")
+    stage.facts["tokens_per_second_of_products"] = round(limit)
+    return limit
 
 
 def tokenized(settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, split: str) -> TokenStore:

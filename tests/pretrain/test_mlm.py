@@ -226,7 +226,9 @@ def test_it_learns_and_writes_a_plain_folder(encoder, corpus, tmp_path):
     assert [row["epoch"] for row in evaluations] == [1, 2, 3, 4, 5, 6]
     assert evaluations[-1]["loss"] < 0.95 * evaluations[0]["loss"]
     train_row = next(iterate_jsonl(output / "metrics.jsonl"))
-    assert train_row.keys() == {"event", "step", "epoch", "loss", "learning_rate", "seconds", "tokens_per_second"}
+    rates = {"tokens_per_second", "share_of_limit"}
+    assert train_row.keys() == {"event", "step", "epoch", "loss", "learning_rate", "seconds", *rates}
+    assert train_row["share_of_limit"] > 0
 
     model, loading = AutoModelForMaskedLM.from_pretrained(output, output_loading_info=True)
     assert not any(loading.values()) and model.config.hidden_dropout_prob == 0.1, "dropout 0 was for training only"
