@@ -28,6 +28,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -147,6 +148,7 @@ def make_accelerator(run: RunSettings, autocast: bool = True) -> Accelerator:
     Raises InputError where fewer processes run than were asked for.
     """
     check_launch()
+    AcceleratorState._reset_state()  # else a process keeps the precision of the first stage that it ran
     by_deepspeed = under_deepspeed()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = not torch.accelerator.is_available()

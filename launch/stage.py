@@ -104,6 +104,8 @@ class Stage:
         self.facts: dict[str, Any] = {}
         self.seeds: list[int] = []
         self.scratch: list[Path] = []
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Called with each row of metrics, on the main process."""
         self.started_at = time.monotonic()
 
     def log(self, message: str) -> None:
@@ -121,6 +123,8 @@ class Stage:
         if self.is_main_process:
             with open(self.folder / METRICS_NAME, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+            for listener in self.listeners:
+                listener(values)
 
     def progress(
         self, iterable: Iterable | None, description: str, total: int | None = None, unit: str = "row", **options: Any

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from launch.publishing import PublishingSettings, SettingsType, run_publishing_s
 from launch.schedule import ScheduleSettings
 from launch.settings import NOT_IDENTITY
 from launch.stage import CARD_NAME, Stage, read_manifest
+from launch.trackers import parse_trackers, tracking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,12 @@ class TrainingStageSettings(PublishingSettings):
     """How long to train, and the learning rate's shape."""
     run: RunSettings = field(default_factory=RunSettings)
     """Precision, micro-batches, checkpoints."""
+    trackers: str | None = field(default=None, metadata=NOT_IDENTITY)
+    """Where metrics go beside `metrics.jsonl`: `tensorboard`, `trackio`, `wandb`, or several, with commas."""
+
+    def __post_init__(self) -> None:
+        """Refuse trackers that are not known."""
+        parse_trackers(self.trackers)
 
 
 def run_training_stage(
@@ -49,8 +57,13 @@ def run_training_stage(
         card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
+    @wraps(function)  # the stage is named by it
+    def tracked(settings: SettingsType, stage: Stage) -> None:
+        with tracking(stage, parse_trackers(settings.trackers)):
+            function(settings, stage)
+
     return run_publishing_stage(
-        settings_class, function, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
+        settings_class, tracked, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
     )
 
 

@@ -76,6 +76,7 @@ class MLMSettings(TrainingStageSettings):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
+        super().__post_init__()
         if not 0 < self.masking_rate < 1:
             raise ValueError(f"masking_rate: {self.masking_rate} is not in (0, 1)")
         if self.dropout is not None and not 0 <= self.dropout < 1:
