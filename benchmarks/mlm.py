@@ -81,22 +81,13 @@ def in_a_process_of_its_own(arguments: argparse.Namespace, side: str) -> float:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """The corpus (every eighth tweet, without its URLs) and the model, the same for all sides."""
+    """The corpus and the model, the same for all sides."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-    from data_prep.layout import CORPUS_FEATURES, write_dataset
-    from data_prep.urls import remove_urls
-
-    texts = []
-    for file in sorted(arguments.tweets.glob("*.txt.gz")):
-        with gzip.open(file, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
-            texts += [" ".join(remove_urls(line).split()) for number, line in enumerate(lines) if number % 8 == 0]
-    rows = [{"id": str(number), "text": text} for number, text in enumerate(texts) if len(text.split()) >= 3]
     work = Path(arguments.work)
     if not (work / "corpus").exists():
-        splits = {"train": rows[500:], "validation": rows[:500]}
-        write_dataset(work / "corpus", splits, CORPUS_FEATURES, "Tweets for a benchmark")
+        write_corpus(arguments.tweets, work / "corpus")
     layers, hidden, heads = SIZES[arguments.size]
     torch.manual_seed(0)
     config = BertConfig(
@@ -104,6 +95,20 @@ def prepare(arguments: argparse.Namespace) -> None:
     )
     BertForMaskedLM(config).save_pretrained(work / arguments.size)
     AutoTokenizer.from_pretrained(arguments.encoder).save_pretrained(work / arguments.size)
+
+
+def write_corpus(tweets: Path, folder: Path) -> None:
+    """Every eighth tweet, without its URLs."""
+    from data_prep.layout import CORPUS_FEATURES, write_dataset
+    from data_prep.urls import remove_urls
+
+    texts = []
+    for file in sorted(tweets.glob("*.txt.gz")):
+        with gzip.open(file, "rt", encoding="utf-8", errors="replace", newline="\n") as lines:
+            texts += [" ".join(remove_urls(line).split()) for number, line in enumerate(lines) if number % 8 == 0]
+    rows = [{"id": str(number), "text": text} for number, text in enumerate(texts) if len(text.split()) >= 3]
+    splits = {"train": rows[500:], "validation": rows[:500]}
+    write_dataset(folder, splits, CORPUS_FEATURES, "Tweets for a benchmark")
 
 
 def ours(arguments: argparse.Namespace) -> float:
