@@ -35,6 +35,7 @@ from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
+from pretrain import varlen_attention
 from pretrain.embedding import use_operator
 from pretrain.limit import tokens_per_second_of_products
 from pretrain.masking import Masking
@@ -135,6 +136,8 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         stock.set_attn_implementation("eager")
         use_operator(stock)
     precision = torch.bfloat16 if precision_of(run) == "bf16" else torch.float32
+    if not by_autocast and varlen_attention.can_be_used(accelerator.device, precision, settings.dropout):
+        stock.set_attn_implementation(varlen_attention.NAME)
     model = packed if by_autocast else RoundedOnce(packed, precision)
     weights = train(
         stage,

@@ -11,6 +11,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from launch.errors import InputError
 from launch.pretrained import load_config, load_pretrained
+from pretrain import varlen_attention
 from pretrain.output_layer import linear_cross_entropy
 
 OUTPUT_LAYERS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
@@ -69,22 +70,26 @@ class PackedMaskedLanguageModel(nn.Module):
         ``masked_M`` are positions in the flattened rows, ``labels_M`` the tokens that stood there, or `NO_LABEL`.
         """
         # A token attends to the tokens of its own text; the padding (sample -1) to itself, so that no row is empty.
-        same_text_R1TT = samples_RT[:, None, :, None] == samples_RT[:, None, None, :]
         hidden_RTH = self.model.base_model(
             input_ids=tokens_RT,
-            attention_mask=self._attention_mask(same_text_R1TT),
             position_ids=positions_RT + self.position_offset,
+            **self._attention_inside_texts(samples_RT),
         ).last_hidden_state
         hidden_MH = hidden_RTH.flatten(0, 1)[masked_M]
         transformed_MH, decoder = self._before_decoder(hidden_MH)
         return linear_cross_entropy(transformed_MH, decoder.weight, decoder.bias, labels_M)
 
-    def _attention_mask(self, same_text_R1TT: torch.Tensor) -> torch.Tensor:
-        """The mask as the attention implementation wants it: a boolean one, or what is added to the scores."""
-        if self.model.config._attn_implementation == "sdpa":
-            return same_text_R1TT
+    def _attention_inside_texts(self, samples_RT: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The mask as the attention implementation wants it: a boolean one, what is added to the scores, or none."""
+        implementation = self.model.config._attn_implementation
+        if implementation == varlen_attention.NAME:
+            return {"text_starts": varlen_attention.text_starts(samples_RT)}
+        same_text_R1TT = samples_RT[:, None, :, None] == samples_RT[:, None, None, :]
+        if implementation == "sdpa":
+            return {"attention_mask": same_text_R1TT}
         dtype = self.model.base_model.encoder.layer[0].attention.self.query.weight.dtype
-        return torch.zeros_like(same_text_R1TT, dtype=dtype).masked_fill(~same_text_R1TT, torch.finfo(dtype).min)
+        added_R1TT = torch.zeros_like(same_text_R1TT, dtype=dtype).masked_fill(~same_text_R1TT, torch.finfo(dtype).min)
+        return {"attention_mask": added_R1TT}
 
     def _before_decoder(self, hidden_MH: torch.Tensor) -> tuple[torch.Tensor, nn.Linear]:
         """The hidden states as the output layer's linear part reads them, and that part."""

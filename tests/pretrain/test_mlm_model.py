@@ -1,5 +1,7 @@
 """The packed model with its sparse output layer equals the stock model on each text alone, with the dense one."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from transformers import (
 from launch.errors import InputError
 from launch.loop import Batch
 from launch.precision import RoundedOnce
+from pretrain import varlen_attention
 from pretrain.masking import Masking
 from pretrain.mlm import make_batch
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
@@ -110,7 +113,26 @@ def gradients(model: torch.nn.Module, loss: torch.Tensor) -> dict[str, torch.Ten
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def varlen_attn(query, key, value, starts, starts_of_keys, longest, longest_key, *, scale):
+    """What torch's kernel computes by its documentation; the kernel itself runs on GPUs alone."""
+    assert starts.dtype == torch.int32 and starts is starts_of_keys and longest == longest_key == ROW
+    assert starts[0] == 0 and starts[-1] == len(query)
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x[a:b].transpose(0, 1) for x in (query, key, value)), scale=scale
+        )
+        for a, b in itertools.pairwise(starts.tolist())
+        if b > a
+    ]
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+@pytest.fixture(autouse=True)
+def varlen_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(varlen_attention, "varlen_attn", varlen_attn)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", varlen_attention.NAME])
 @pytest.mark.parametrize("architecture", MODELS)
 def test_loss_and_all_gradients_equal_the_stock_models(architecture, attention):
     model = make_model(architecture, attention)
