@@ -7,6 +7,10 @@ and in decoding alike, so the model is normalized over what it can emit. Vectori
 the loop is over words. Never computed in less than float32, autocast or not: the sums over a long sentence
 differ by less than bfloat16 resolves, and float16 overflows.
 
+The partition function is summed in double precision as products of probabilities, scaled at each word (Rabiner, "A
+tutorial on hidden Markov models", 1989, section V.A), and its gradient is that of the forward-backward algorithm, so
+that a word costs a few small operations. Sums that leave even that range are taken in the log domain.
+
 Shape suffixes: B sentences, W words of the longest sentence, L labels; P and N are L, too, where a previous
 and a next label meet.
 """
@@ -16,6 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 PENALTY = -1e4
 """Score of a forbidden transition. Far below the scores of any real sentence, yet so near to zero that
@@ -109,7 +114,7 @@ class LinearChainCRF(nn.Module):
             # Taken once, so that gradients reach the parameters in one order whatever the batch is: of processes that
             # differ in it, ZeRO-2 would add up the gradients of different parameters.
             scores = self._scores()
-            log_partition_B = self._log_partition(scores, emissions_BWL, mask_BW)
+            log_partition_B = log_partition(scores, emissions_BWL, mask_BW)
             nll_B = log_partition_B - self._score(scores, emissions_BWL, labels_BW, mask_BW)
             return torch.where(mask_BW[:, 0], nll_B, 0.0)
 
@@ -119,22 +124,18 @@ class LinearChainCRF(nn.Module):
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
             start_L, transitions_PN, end_L = self._scores()
-            emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
-            stay_L = torch.arange(self.num_labels, device=emissions_BWL.device)
-            best_BL, came_from = start_L + emissions[0], []
-            for emissions_BL, mask_B in zip(emissions[1:], mask[1:], strict=True):
-                next_BN, previous_BN = (best_BL[:, :, None] + transitions_PN).max(dim=1)
-                best_BL = torch.where(mask_B[:, None], next_BN + emissions_BL, best_BL)
-                # At padding a label comes from itself, so all sentences are traced back from the last column.
-                came_from.append(torch.where(mask_B[:, None], previous_BN, stay_L))
-            labels_B = (best_BL + end_L).argmax(dim=1)
-            path = [labels_B]
-            for previous_BN in reversed(came_from):
-                labels_B = previous_BN.gather(1, labels_B[:, None])[:, 0]
-                path.append(labels_B)
-            labels_BW = torch.stack(path[::-1], dim=1)
+            emissions = emissions_BWL.unbind(1)
+            best = [start_L + emissions[0]]
+            for emissions_BN in emissions[1:]:
+                best.append((best[-1][:, :, None] + transitions_PN).max(dim=1).values.add_(emissions_BN))
+            # Back from each sentence's last word. Which label came before is asked for of the best path's label alone.
+            best_BWL = _backwards(torch.stack(best, dim=1), mask_BW)
+            path, transitions_NP = [(best_BWL[:, 0] + end_L).argmax(dim=1)], transitions_PN.t().contiguous()
+            for best_BP in best_BWL.unbind(1)[1:]:
+                path.append(transitions_NP[path[-1]].add_(best_BP).argmax(dim=1))
+            labels_BW = torch.stack(path, dim=1)
         words_B = mask_BW.sum(dim=1)
-        return [row[:words] for row, words in zip(labels_BW.tolist(), words_B.tolist(), strict=True)]
+        return [row[:words][::-1] for row, words in zip(labels_BW.tolist(), words_B.tolist(), strict=True)]
 
     def marginals(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> Tensor:
         """Probability [B, W, L] of each label at each word, all others summed out; zeros at padding."""
@@ -143,7 +144,7 @@ class LinearChainCRF(nn.Module):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
             scores = _, transitions_PN, end_L = self._scores()
             emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
-            forward_BWL = torch.stack(self._forward_scores(scores, emissions, mask), dim=1)
+            forward_BWL = torch.stack(_forward_scores(scores, emissions, mask), dim=1)
             backward_BL = end_L.expand_as(emissions[0])
             backward = [backward_BL]
             for emissions_BN, mask_B in zip(emissions[:0:-1], mask[:0:-1], strict=True):
@@ -195,19 +196,126 @@ class LinearChainCRF(nn.Module):
             + (labels_BWL * ends_BW[:, :, None]).sum(dim=1) @ end_L
         )
 
-    def _forward_scores(self, scores: Scores, emissions: Sequence[Tensor], mask: Sequence[Tensor]) -> list[Tensor]:
-        """For each word, log of the summed weight [B, L] of all paths to each label; unchanged at padding."""
-        start_L, transitions_PN, _ = scores
-        sums = [start_L + emissions[0]]
-        for emissions_BN, mask_B in zip(emissions[1:], mask[1:], strict=True):
-            next_BN = torch.logsumexp(sums[-1][:, :, None] + transitions_PN, dim=1) + emissions_BN
-            sums.append(torch.where(mask_B[:, None], next_BN, sums[-1]))
-        return sums
 
-    def _log_partition(self, scores: Scores, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
-        """log Z [B]."""
-        sums = self._forward_scores(scores, emissions_BWL.unbind(1), mask_BW.unbind(1))
-        return torch.logsumexp(sums[-1] + scores[2], dim=1)
+def log_partition(scores: Scores, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
+    """log Z [B], for at least one column of words; sentences without words have that of one word without scores."""
+    if torch.compiler.is_compiling():  # which makes the plain way fast, and cannot look whether sums stayed in range
+        return log_partition_in_logs(scores, emissions_BWL, mask_BW)
+    result_B, in_range = _LogPartition.apply(*scores, emissions_BWL, mask_BW)
+    if in_range:
+        return result_B
+    wide = _widest(emissions_BWL.device)
+    scores = tuple(tensor.to(wide) for tensor in scores)
+    return log_partition_in_logs(scores, emissions_BWL.to(wide), mask_BW).to(emissions_BWL.dtype)
+
+
+def log_partition_in_logs(scores: Scores, emissions_BWL: Tensor, mask_BW: Tensor) -> Tensor:
+    """:func:`log_partition`, the plain way: differentiated by autograd."""
+    sums = _forward_scores(scores, emissions_BWL.unbind(1), mask_BW.unbind(1))
+    return torch.logsumexp(sums[-1] + scores[2], dim=1)
+
+
+def _forward_scores(scores: Scores, emissions: Sequence[Tensor], mask: Sequence[Tensor]) -> list[Tensor]:
+    """For each word, log of the summed weight [B, L] of all paths to each label; unchanged at padding."""
+    start_L, transitions_PN, _ = scores
+    sums = [start_L + emissions[0]]
+    for emissions_BN, mask_B in zip(emissions[1:], mask[1:], strict=True):
+        next_BN = torch.logsumexp(sums[-1][:, :, None] + transitions_PN, dim=1) + emissions_BN
+        sums.append(torch.where(mask_B[:, None], next_BN, sums[-1]))
+    return sums
+
+
+class _LogPartition(torch.autograd.Function):
+    """log Z and whether all sums stayed in range, by scaled products; the gradient by the forward-backward algorithm.
+
+    What is computed at padding is garbage that nothing reads: so no word has to look whether it is one.
+    """
+
+    @staticmethod
+    def forward(ctx, start_L, transitions_PN, end_L, emissions_BWL, mask_BW):
+        ctx.mask_BW, dtype = mask_BW, emissions_BWL.dtype
+        wide = _widest(emissions_BWL.device)
+        # Everything is scaled to at most 1 first, so that nothing can overflow.
+        highest_BW1 = emissions_BWL.amax(dim=2, keepdim=True)
+        highest_start, highest_transition, highest_end = start_L.amax(), transitions_PN.amax(), end_L.amax()
+        emitted_BWL = (emissions_BWL.to(wide) - highest_BW1).exp_()
+        moved_PN = (transitions_PN.to(wide) - highest_transition).exp_()
+        ended_L = (end_L.to(wide) - highest_end).exp_()
+        weights = [(start_L.to(wide) - highest_start).exp_() * emitted_BWL[:, 0]]
+        scales, scaled_at = [], []
+        for word, emitted_BN in enumerate(emitted_BWL.unbind(1)[1:], start=1):
+            weights.append(_scaled(weights[-1], word, scales, scaled_at) @ moved_PN)
+            weights[-1].mul_(emitted_BN)
+        weights_BWL = torch.stack(weights, dim=1)
+        last_B = (mask_BW.sum(dim=1) - 1).clamp_(min=0)
+        last_BL = weights_BWL.gather(1, last_B[:, None, None].expand(-1, 1, weights_BWL.shape[2]))[:, 0]
+        sums = [(last_BL @ ended_L)[:, None]]
+        log_B = highest_start + highest_end + last_B * highest_transition.to(wide)
+        log_B += (highest_BW1[:, :, 0] * mask_BW).sum(dim=1, dtype=wide)
+        if scales:
+            counts_BS = torch.tensor(scaled_at, device=last_B.device) <= last_B[:, None]
+            sums.append(torch.cat(scales, dim=1).masked_fill_(~counts_BS, 1.0))
+        sums_BS = torch.cat(sums, dim=1)
+        log_B += sums_BS.log().sum(dim=1)
+        ctx.save_for_backward(weights_BWL, emitted_BWL, moved_PN, ended_L)
+        return log_B.to(dtype), bool((sums_BS > SMALLEST_SUM).all())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient_B, _):
+        weights_BWL, emitted_BWL, moved_PN, ended_L = ctx.saved_tensors
+        mask_BW, moved_NP = ctx.mask_BW, moved_PN.t()
+        weights_BWL, emitted_BWL = _backwards(weights_BWL, mask_BW), _backwards(emitted_BWL, mask_BW)
+        after, arrived = [ended_L.expand_as(weights_BWL[:, 0])], []
+        for word, emitted_BN in enumerate(emitted_BWL.unbind(1)[:-1], start=1):
+            arrived.append(emitted_BN * _scaled(after[-1], word))
+            after.append(arrived[-1] @ moved_NP)
+        # Sums of weights, made probabilities: of each label at each word, and of the pairs of labels at each two words.
+        gradient_B11 = gradient_B.to(weights_BWL.dtype)[:, None, None]
+        is_word_BW1 = _backwards(mask_BW[:, :, None], mask_BW)
+        is_word_BW1[:, 0] = True
+        labels_BWL = weights_BWL * torch.stack(after, dim=1)
+        labels_BWL = (labels_BWL / labels_BWL.sum(dim=2, keepdim=True) * gradient_B11).masked_fill_(~is_word_BW1, 0.0)
+        d_transitions_PN = torch.zeros_like(moved_PN)
+        if arrived:
+            arrived_BVN, before_BVP = torch.stack(arrived, dim=1), weights_BWL[:, 1:]
+            total_BV1 = ((before_BVP @ moved_PN) * arrived_BVN).sum(dim=2, keepdim=True)
+            before_BVP = (before_BVP / total_BV1 * gradient_B11).masked_fill_(~is_word_BW1[:, 1:], 0.0)
+            arrived_BVN = arrived_BVN.masked_fill_(~is_word_BW1[:, 1:], 0.0)
+            d_transitions_PN = before_BVP.flatten(0, 1).t() @ arrived_BVN.flatten(0, 1) * moved_PN
+        d_emissions_BWL = _backwards(labels_BWL, mask_BW)
+        return d_emissions_BWL[:, 0].sum(dim=0), d_transitions_PN, labels_BWL[:, 0].sum(dim=0), d_emissions_BWL, None
+
+
+SMALLEST_SUM = 1e-150
+"""A sum of weights below this may hang on numbers too small to be exact; the gradient's reach twice as far."""
+SCALED_EVERY = 4
+"""Words after which weights are made to sum to 1 again. In double precision many more would do."""
+
+
+def _scaled(
+    weights_BL: Tensor, word: int, scales: list[Tensor] | None = None, scaled_at: list[int] | None = None
+) -> Tensor:
+    """The weights, at every few words scaled to a sum of 1; by what, and for which words on, is put into the lists."""
+    if word % SCALED_EVERY:
+        return weights_BL
+    scale_B1 = weights_BL.sum(dim=1, keepdim=True)
+    if scales is not None:
+        scales.append(scale_B1)
+        scaled_at.append(word)
+    return weights_BL / scale_B1
+
+
+def _backwards(x_BWL: Tensor, mask_BW: Tensor) -> Tensor:
+    """Each sentence's words in reverse order, its last one first; padding stays behind them."""
+    words_B1 = mask_BW.sum(dim=1, keepdim=True).clamp_(min=1)
+    places_W = torch.arange(mask_BW.shape[1], device=mask_BW.device)
+    places_BW = torch.where(places_W < words_B1, words_B1 - 1 - places_W, places_W)
+    return x_BWL.gather(1, places_BW[:, :, None].expand_as(x_BWL))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

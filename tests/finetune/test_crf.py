@@ -355,3 +355,49 @@ def test_gradients_reach_the_parameters_in_one_order():
 
 def test_docstring_examples():
     assert doctest.testmod(finetune.crf).failed == 0
+
+
+def log_partition_and_gradients(function, crf, emissions_BWL, mask_BW):
+    emissions_BWL = emissions_BWL.clone().requires_grad_()
+    result_B = function(crf._scores(), emissions_BWL.masked_fill(~mask_BW[:, :, None], 0.0), mask_BW)
+    generator = torch.Generator().manual_seed(5)
+    gradients = torch.autograd.grad(
+        (result_B * torch.rand(len(result_B), generator=generator)).sum(),
+        [*crf.parameters(), emissions_BWL],
+        materialize_grads=True,  # one word has no transitions
+    )
+    return [result_B.detach(), *gradients]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([0.1, 1.0, 30.0, 300.0]),
+)
+def test_scaled_products_equal_sums_of_logs(scheme, lengths, seed, scale):
+    crf = make_crf(scheme, seed, scale)
+    emissions_BWL, _, mask_BW = make_batch(lengths, seed, scale)
+    found = log_partition_and_gradients(finetune.crf.log_partition, crf, emissions_BWL, mask_BW)
+    in_logs = [*crf.double().parameters()], emissions_BWL.double()
+    expected = log_partition_and_gradients(finetune.crf.log_partition_in_logs, crf, in_logs[1], mask_BW)
+    for name, one, other in zip(("log Z", "start", "transitions", "end", "emissions"), found, expected, strict=True):
+        torch.testing.assert_close(
+            one.double(), other, rtol=2e-6, atol=2e-6 * max(1.0, scale), msg=lambda m, name=name: f"{name}: {m}"
+        )
+
+
+def test_sums_out_of_the_range_of_products_are_taken_in_logs():
+    """Each word favours a label, by more than the smallest double, that may not follow the word's before."""
+    crf = LinearChainCRF(2, allowed_transitions=[[True, False], [False, True]])
+    emissions_BWL = torch.zeros(2, 3, 2)
+    emissions_BWL[0, torch.arange(3), torch.tensor([0, 1, 0])] = 2000.0
+    mask_BW = torch.ones(2, 3, dtype=torch.bool)
+    assert not finetune.crf._LogPartition.apply(*crf._scores(), emissions_BWL, mask_BW)[1]
+    found = log_partition_and_gradients(finetune.crf.log_partition, crf, emissions_BWL, mask_BW)
+    expected = log_partition_and_gradients(finetune.crf.log_partition_in_logs, crf, emissions_BWL, mask_BW)
+    assert found[0][0] == pytest.approx(4000, abs=1)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.isfinite(one).all()
+        torch.testing.assert_close(one, other)
