@@ -170,6 +170,7 @@ def evaluation_loss(options: Namespace, state: dict, tokenizer: object) -> float
 
     import torch
     from accelerate import Accelerator
+    from tqdm import tqdm
 
     from launch.precision import RoundedOnce
     from launch.settings import parse_settings
@@ -177,7 +178,8 @@ def evaluation_loss(options: Namespace, state: dict, tokenizer: object) -> float
     from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 
     settings = parse_settings(MLMSettings, settings_of_ours(options, Path(options.work) / "unused"))
-    stage = SimpleNamespace(inputs={"data": {"sha256": "the same"}}, progress=lambda batches, *_, **__: batches)
+    data = {"path": settings.data, "sha256": "the same"}
+    stage = SimpleNamespace(inputs={"data": data}, progress=lambda *_, **__: tqdm(disable=True))
     stores = {split: tokenized(settings, stage, tokenizer, split) for split in ("train", "validation")}
     stock, _ = load_masked_language_model(str(options.encoder), None)
     stock.load_state_dict(state)

@@ -4,8 +4,8 @@
     FOLDER/data/train-00000-of-00001.parquet   config `default`, a group of shards for each split
     FOLDER/rejected/rejected-….parquet         config `rejected`: what was left out, with a column `reason`
 
-Three kinds: `posts` as they were collected, a `corpus` of texts for language modelling, and `ner` with words, tags and
-what goes with a tweet's image.
+Three kinds: `posts` as they were collected, a `corpus` of texts for language modelling, perhaps with words for their
+images, and `ner` with words, tags and what goes with a tweet's image.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
 TAG_IDS = {tag: number for number, tag in enumerate(NER_TAGS)}
 
 CORPUS_FEATURES = Features({"id": Value("string"), "text": Value("string")})
+
+PAIRS_FEATURES = Features({**CORPUS_FEATURES, "image_words": List(Value("string"))})
+"""A corpus whose texts have what is seen in their images beside them; `image_words` as in `NER_FEATURES`."""
 
 NER_FEATURES = Features(
     {
@@ -80,8 +83,6 @@ BATCH_ROWS = 1000
 """Rows of a Parquet row group: what a writer holds in memory."""
 TABLE_ROWS = 50_000
 """The same for rows that come as Arrow tables, which take less memory."""
-TEXTS_AT_ONCE = 10_000
-"""Texts that a reader holds in memory."""
 
 
 def with_reason(features: Features) -> Features:
@@ -187,9 +188,9 @@ def shards_of(folder: Path, split: str, features: Features) -> list[Path]:
     """
     if split not in splits_of(folder):
         raise InputError.at(folder, None, f"no split {split!r}", f"It has {', '.join(splits_of(folder))}.")
-    shards = _shards_of(folder / "data", split)
+    shards = shard_files(folder, split)
     for shard in shards:
-        _check_columns(shard, features)
+        check_columns(shard, features)
     return shards
 
 
@@ -213,7 +214,7 @@ def read_posts_dataset(folder: Path, columns: Sequence[str] | None = None) -> Da
 
 def iterate_rows(folder: Path, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of a split one after the other, in bounded memory. A column may be a part of one, as `image.path`."""
-    for shard in _shards_of(folder / "data", split):
+    for shard in shard_files(folder, split):
         with pq.ParquetFile(shard) as file:
             for batch in file.iter_batches(BATCH_ROWS, columns=list(columns)):
                 yield from batch.to_pylist()
@@ -231,33 +232,54 @@ def read_ner(folder: Path, split: str, columns: Sequence[str] | None = None) -> 
 
 def read_texts(folder: Path, split: str, words: str = "source_tokens") -> tuple[list[str], list[str]]:
     """Ids and texts of a split of either kind of data set: `text`, or the column ``words`` joined by spaces."""
-    if "text" in pq.read_schema(_shards_of(folder / "data", split)[0]).names:
+    if "text" in pq.read_schema(shard_files(folder, split)[0]).names:
         corpus = read_corpus(folder, split)
         return corpus["id"][:], corpus["text"][:]
     ner = read_ner(folder, split, columns=["id", words])
     return ner["id"][:], [" ".join(tokens) for tokens in ner[words]]
 
 
-def iterate_texts(folder: Path, split: str, words: str = "source_tokens") -> Iterator[list[str]]:
-    """The texts that :func:`read_texts` reads, a batch at a time, none kept. In the order of the rows."""
-    for shard in _shards_of(folder / "data", split):
-        try:
-            is_corpus = "text" in pq.read_schema(shard).names
-            column, features = ("text", CORPUS_FEATURES) if is_corpus else (words, NER_FEATURES)
-            _check_columns(shard, {column: features[column]})
-            with pq.ParquetFile(shard) as file:
-                for batch in file.iter_batches(TEXTS_AT_ONCE, columns=[column]):
-                    values = batch.column(0).to_pylist()
-                    yield values if is_corpus else [" ".join(tokens) for tokens in values]
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError.at(shard, None, f"cannot be read ({error})", "Make it again.") from None
-
-
 def read_ids(folder: Path, split: str, places: Sequence[int]) -> list[str]:
-    """The ids of the rows at ``places`` of a split."""
-    shards = _shards_of(folder / "data", split)
-    ids = pa.concat_tables([pq.read_table(shard, columns=["id"]) for shard in shards])["id"]
-    return ids.take(pa.array(places)).to_pylist()
+    """The ids of the rows at ``places`` of a split, in bounded memory."""
+    wanted, found, row = set(map(int, places)), {}, 0
+    for shard in shard_files(folder, split):
+        with pq.ParquetFile(shard) as file:
+            for group in range(file.num_row_groups):
+                rows = range(row, row + file.metadata.row_group(group).num_rows)
+                here = [place for place in wanted if place in rows]
+                if here:
+                    ids = file.read_row_group(group, columns=["id"])["id"]
+                    found |= {place: ids[place - row].as_py() for place in here}
+                row = rows.stop
+    return [found[int(place)] for place in places]
+
+
+def shard_files(folder: Path, split: str) -> list[Path]:
+    """The Parquet files of a split in their order; InputError where some are missing."""
+    shards = sorted((folder / "data").glob(f"{split}-?????-of-?????.parquet"))
+    counts = {_SHARD_NAME.fullmatch(shard.name)[3] for shard in shards}
+    if len(counts) != 1 or len(shards) != int(next(iter(counts))):
+        found = ", ".join(shard.name for shard in shards)
+        problem = f"shards of split {split!r} are missing or mixed: {found}"
+        raise InputError.at(folder / "data", None, problem, "Make it again.")
+    return shards
+
+
+def check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:
+    """InputError unless the Parquet file has the wanted columns with the wanted types."""
+    try:
+        schema = pq.read_schema(shard)
+        found = Features.from_arrow_schema(schema)
+    except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
+        raise InputError.at(shard, None, f"not a Parquet file of a data set ({error})", "Make it again.") from None
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        problem = f"no column {', '.join(missing)} (it has {', '.join(found)})"
+        raise InputError.at(shard, None, problem, f"Needed are the columns {', '.join(wanted)}.")
+    for name, feature in wanted.items():
+        if found[name] != feature:
+            problem = f"column {name} is {type_in_words(found[name])}"
+            raise InputError.at(shard, None, problem, f"Needed is {type_in_words(feature)}.")
 
 
 _SHARD_NAME = re.compile(r"(\w+)-(\d{5})-of-(\d{5})\.parquet")
@@ -320,29 +342,3 @@ class _ShardWriter:
             self._file_bytes = 0
         self._file.write_table(table, row_group_size=TABLE_ROWS)
         self._file_bytes += table.nbytes
-
-
-def _shards_of(folder: Path, split: str) -> list[Path]:
-    shards = sorted(folder.glob(f"{split}-?????-of-?????.parquet"))
-    counts = {_SHARD_NAME.fullmatch(shard.name)[3] for shard in shards}
-    if len(counts) != 1 or len(shards) != int(next(iter(counts))):
-        found = ", ".join(shard.name for shard in shards)
-        raise InputError.at(folder, None, f"shards of split {split!r} are missing or mixed: {found}", "Make it again.")
-    return shards
-
-
-def _check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:
-    """InputError unless the Parquet file has the wanted columns with the wanted types."""
-    try:
-        schema = pq.read_schema(shard)
-        found = Features.from_arrow_schema(schema)
-    except (pa.ArrowInvalid, ValueError, KeyError, TypeError) as error:
-        raise InputError.at(shard, None, f"not a Parquet file of a data set ({error})", "Make it again.") from None
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        problem = f"no column {', '.join(missing)} (it has {', '.join(found)})"
-        raise InputError.at(shard, None, problem, f"Needed are the columns {', '.join(wanted)}.")
-    for name, feature in wanted.items():
-        if found[name] != feature:
-            problem = f"column {name} is {type_in_words(found[name])}"
-            raise InputError.at(shard, None, problem, f"Needed is {type_in_words(feature)}.")

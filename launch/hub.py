@@ -60,7 +60,7 @@ def check_can_push(repo_id: str, private: bool = False, repository_type: Reposit
     write there, or the repository is public and ``private`` was asked for.
     """
     token = _preconditions(repo_id)
-    with _hub_calls(f"cannot push to {repo_id}", CHECK_SECONDS, token):
+    with hub_calls(f"cannot push to {repo_id}", CHECK_SECONDS, token):
         return _prepare_repository(HfApi(token=token), repo_id, private, repository_type)
 
 
@@ -86,7 +86,7 @@ def push_folder(
     token = _preconditions(repo_id)
     again = _command_to_push_again(folder, repo_id, private, license, with_rejected, files.repository_type)
     doing = f"push to {repo_id} failed"
-    with _hub_calls(doing, CHECK_SECONDS, token, again):
+    with hub_calls(doing, CHECK_SECONDS, token, again):
         api = HfApi(token=token)
         repo_id = _prepare_repository(api, repo_id, private, files.repository_type)
     license = license or DEFAULT_LICENSES[files.repository_type]
@@ -98,7 +98,7 @@ def push_folder(
         card = render_model_card(manifest, scores, repo_id=repo_id, license=license, config=config)
     with tempfile.TemporaryDirectory(prefix="msb-ner-push-") as staging:
         stage_files(folder, files.names, card, Path(staging))
-        with _hub_calls(doing, PUSH_SECONDS, token, again):
+        with hub_calls(doing, PUSH_SECONDS, token, again):
             commit = api.upload_folder(
                 repo_id=repo_id,
                 repo_type=files.repository_type,
@@ -244,7 +244,7 @@ def _account(api: HfApi) -> dict:
 
 
 @contextmanager
-def _hub_calls(doing: str, seconds: float, token: str, remedy: str = "") -> Iterator[None]:
+def hub_calls(doing: str, seconds: float, token: str | None, remedy: str = "") -> Iterator[None]:
     """Bound each wait for the Hub, keep addresses out of the log, turn what goes wrong into :class:`InputError`."""
     # huggingface_hub's client waits forever unless told otherwise.
     session = get_session()
@@ -258,10 +258,10 @@ def _hub_calls(doing: str, seconds: float, token: str, remedy: str = "") -> Iter
         yield
     except InputError as error:
         text = f"{error} {remedy}".strip()
-        raise InputError(redact(text, [token])) from None
+        raise InputError(redact(text, [token] if token else [])) from None
     except (TransportError, OSError, RuntimeError, ValueError) as error:
         # `from None`: the traceback of the cause could print a request, and with it the token.
-        raise InputError(redact(f"{doing}: {_explain(error)} {remedy}".strip(), [token])) from None
+        raise InputError(redact(f"{doing}: {_explain(error)} {remedy}".strip(), [token] if token else [])) from None
     finally:
         session.timeout = waited
         for wire_logger, level in zip(wire_loggers, levels, strict=True):

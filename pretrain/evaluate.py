@@ -14,10 +14,10 @@ import torch
 from launch.files import write_json_whole
 from launch.loop import RunSettings, make_accelerator, precision_of
 from launch.precision import RoundedOnce
-from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
+from launch.pretrained import check_vocabulary, load_tokenizer
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage, StageSettings, run_stage
-from pretrain.mlm import MaskedLanguageModelling, MLMSettings, tokenized
+from pretrain.mlm import MaskedLanguageModelling, MLMSettings, inputs_of, tokenized
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 
 LOSS_NAME = "loss.json"
@@ -29,8 +29,8 @@ class EvaluateSettings(StageSettings):
 
     encoder: str = field(metadata=NOT_IDENTITY)
     """Folder or Hub id of the encoder."""
-    data: Path = field(metadata=NOT_IDENTITY)
-    """Folder of a `corpus` or `ner` data set."""
+    data: str = field(metadata=NOT_IDENTITY)
+    """Folder of a `corpus` or `ner` data set, or one on the Hub, as for `pretrain/mlm.py`."""
     split: Literal["train", "validation", "test"] = "validation"
     """Which of its splits."""
     masking_rate: float = 0.15
@@ -47,8 +47,7 @@ class EvaluateSettings(StageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
-    inputs = lambda settings: {"encoder": encoder_input(settings.encoder), "data": settings.data}  # noqa: E731
-    return run_stage(EvaluateSettings, evaluate, inputs, argv)
+    return run_stage(EvaluateSettings, evaluate, inputs_of, argv)
 
 
 def evaluate(settings: EvaluateSettings, stage: Stage) -> None:

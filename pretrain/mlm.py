@@ -6,16 +6,20 @@ The output is a plain Hugging Face folder: `AutoModelForMaskedLM.from_pretrained
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from data_prep.layout import iterate_texts, read_ids
+from data_prep.hub_texts import PREFIX, HubData, data_input, iterate_hub_texts
+from data_prep.layout import read_ids
+from data_prep.text_batches import TextBatch, iterate_texts
 from launch.errors import InputError
 from launch.loop import (
     Batch,
@@ -33,16 +37,18 @@ from launch.loop import (
 from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
 from launch.settings import NOT_IDENTITY
-from launch.stage import Stage
+from launch.stage import Stage, partial_folder
 from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
 from pretrain import varlen_attention
+from pretrain.cutter import Cutter
 from pretrain.embedding import use_operator
 from pretrain.limit import tokens_per_second_of_products
 from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
 from pretrain.packing import PackedSteps, lay_out, rows_of_step
-from pretrain.token_store import TokenStore, default_cache, tokenize
+from pretrain.token_store import TokenStore, default_cache
+from pretrain.tokenizing import tokenize
 
 EVALUATION_SEED = 20031217
 """Seed of the validation split's masks: the same for every run, so that losses compare."""
@@ -58,6 +64,18 @@ SHORTEST_ROW = 3
 class MLMSettings(TrainingStageSettings):
     """Settings of `pretrain/mlm.py`. The data are a `corpus` or `ner` data set with splits `train` and `validation`."""
 
+    data: str = field(metadata=NOT_IDENTITY)
+    """Folder of the data set to train on, or one on the Hub to stream: `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION`."""
+    text_column: str = "text"
+    """Of a data set on the Hub: the column to read."""
+    validation_share: float = 0.02
+    """Of a data set on the Hub without a split `validation`: share of `train`, picked by a hash of the text."""
+    image_words: Literal["given", "none"] = "given"
+    """Second segment: the image words of a text where the data set has them, or nothing."""
+    image_length: int = 32
+    """Word pieces of the image words at the most."""
+    image_words_joiner: str = ", "
+    """What stands between two image words."""
     masking_rate: float = 0.15
     """Share of tokens to predict."""
     whole_word: bool = True
@@ -84,6 +102,8 @@ class MLMSettings(TrainingStageSettings):
             raise ValueError(f"dropout: {self.dropout} is not in [0, 1)")
         if self.row_length < SHORTEST_ROW:
             raise ValueError(f"row_length: {self.row_length} is too short for a word between two special tokens")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"validation_share: {self.validation_share} is not in (0, 1)")
         if self.evaluate_steps is not None and self.evaluate_steps < 1:
             raise ValueError(f"evaluate_steps: {self.evaluate_steps} is not positive")
         if self.row_length > self.tokens_per_step:
@@ -92,8 +112,13 @@ class MLMSettings(TrainingStageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
-    inputs = lambda settings: {"encoder": encoder_input(settings.encoder), "data": settings.data}  # noqa: E731
-    return run_training_stage(MLMSettings, pretrain, inputs, argv)
+    return run_training_stage(MLMSettings, pretrain, inputs_of, argv)
+
+
+def inputs_of(settings: MLMSettings) -> dict[str, Path | str]:
+    """What the stage reads: an encoder and texts, each in a folder or on the Hub."""
+    data = data_input(settings.data, partial_folder(settings.output))
+    return {"encoder": encoder_input(settings.encoder), "data": data}
 
 
 def pretrain(settings: MLMSettings, stage: Stage) -> None:
@@ -101,6 +126,8 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     by_autocast = under_deepspeed()
     accelerator = make_accelerator(settings.run, autocast=by_autocast)
     stage.seeds = [settings.seed]
+    if settings.data.startswith(PREFIX):  # a push while the processes start must not give them different commits
+        (stage.inputs["data"],) = broadcast_object_list([stage.inputs["data"]])
 
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(settings.encoder)
@@ -121,9 +148,17 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
 
     stores = {split: tokenized(settings, stage, tokenizer, split) for split in ("train", "validation")}
-    stage.rows.taken = stage.rows.kept = len(stores["train"])
+    check_segments(settings, stock.config, stores)
+    stage.rows.kept, left_out = len(stores["train"]), stores["train"].left_out
+    stage.rows.rejected.update({"empty": left_out} if left_out else {})
+    stage.rows.taken = stage.rows.kept + left_out
     stage.facts["data"] = {
-        split: {"texts": len(store), "tokens": len(store.tokens), "texts_truncated": store.truncated}
+        split: {
+            "texts": len(store),
+            "tokens": len(store.tokens),
+            "texts_truncated": store.truncated,
+            "has_image_words": store.text_lengths is not None,
+        }
         for split, store in stores.items()
     }
 
@@ -175,14 +210,34 @@ def highest_rate(
 
 def tokenized(settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, split: str) -> TokenStore:
     """A split's texts as tokens, from the cache or made now."""
-    return tokenize(
-        lambda: iterate_texts(settings.data, split, words="tokens"),
-        f"{stage.inputs['data']['sha256']} {split}",
-        tokenizer,
-        settings.row_length,
-        settings.token_cache or default_cache(),
-        lambda batches: stage.progress(batches, f"tokenizing {split}", unit="batch"),
-    )
+    data = stage.inputs["data"]["path"]
+    cutter = Cutter(tokenizer, settings.row_length, settings.image_length, settings.image_words_joiner)
+    if data.startswith(PREFIX):  # both splits in one go: the second may have to be cut from the first
+        splits = ("train", "validation") if split in ("train", "validation") else (split,)
+        column, share = settings.text_column, settings.validation_share
+        content = f"{data} {column} {share}"
+        texts = lambda start: iterate_hub_texts(HubData.parse(data), splits, column, share, start)  # noqa: E731
+    else:
+        splits, with_images = (split,), settings.image_words == "given"
+        content = f"{stage.inputs['data']['sha256']} image words: {settings.image_words}"
+        texts = lambda start: iterate_texts(Path(data), splits, "tokens", with_images, start)  # noqa: E731
+
+    def progress(batches: Iterable[TextBatch]) -> Iterator[TextBatch]:
+        with stage.progress(None, f"tokenizing {split}", unit="text") as bar:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch.texts) + batch.left_out)
+
+    return tokenize(texts, splits, content, cutter, settings.token_cache or default_cache(), progress)[split]
+
+
+def check_segments(settings: MLMSettings, config: PreTrainedConfig, stores: dict[str, TokenStore]) -> None:
+    """Refuse image words for an encoder that has no token type for them."""
+    if any(store.text_lengths is not None for store in stores.values()) and getattr(config, "type_vocab_size", 1) < 2:
+        raise InputError(
+            f"{settings.encoder}: knows one segment only, and image words are a second one. "
+            "Give an encoder with two token types, or --image_words none."
+        )
 
 
 class MaskedLanguageModelling:
@@ -222,7 +277,10 @@ class MaskedLanguageModelling:
 
     def sample_ids(self, rows: Sequence[np.ndarray]) -> list[str]:
         """Ids of the texts in the rows."""
-        return read_ids(self.settings.data, "train", np.concatenate(rows))
+        samples = np.concatenate(rows)
+        if self.settings.data.startswith(PREFIX):
+            return [f"train text {sample}" for sample in samples.tolist()]
+        return read_ids(Path(self.settings.data), "train", samples)
 
     def evaluate(self, model: torch.nn.Module, accelerator: Accelerator) -> dict[str, float]:
         """Loss per masked token (nats) and perplexity on the validation split, whose masks never change."""
@@ -260,6 +318,7 @@ def make_batch(
         "masked_M": np.pad(places, (0, missing)),
         "labels_M": np.pad(laid.tokens.ravel()[places], (0, missing), constant_values=NO_LABEL),
         "weight": np.asarray(len(places)),
+        **({} if laid.segments is None else {"segments_RT": laid.segments}),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 

@@ -64,14 +64,17 @@ class PackedMaskedLanguageModel(nn.Module):
         samples_RT: torch.Tensor,
         masked_M: torch.Tensor,
         labels_M: torch.Tensor,
+        segments_RT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Cross-entropy summed over the masked tokens, in fp32.
 
         ``masked_M`` are positions in the flattened rows, ``labels_M`` the tokens that stood there, or `NO_LABEL`.
+        ``segments_RT`` are token types; None where all are 0.
         """
         # A token attends to the tokens of its own text; the padding (sample -1) to itself, so that no row is empty.
         hidden_RTH = self.model.base_model(
             input_ids=tokens_RT,
+            token_type_ids=segments_RT,
             position_ids=positions_RT + self.position_offset,
             **self._attention_inside_texts(samples_RT),
         ).last_hidden_state

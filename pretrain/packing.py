@@ -95,6 +95,8 @@ class Layout:
     """int64, place in the sample."""
     kinds: np.ndarray
     """uint8, of `pretrain.token_store`; `SPECIAL` in the padding."""
+    segments: np.ndarray | None = None
+    """int64: 1 in image words, else 0; None where the store has none."""
 
 
 def lay_out(rows: Sequence[np.ndarray], store: TokenStore, row_length: int, row_count: int | None = None) -> Layout:
@@ -116,9 +118,13 @@ def lay_out(rows: Sequence[np.ndarray], store: TokenStore, row_length: int, row_
         array[target] = values
         return array.reshape(shape)
 
+    segments = None
+    if store.text_lengths is not None:
+        segments = spread(positions >= np.repeat(store.text_lengths[samples], lengths), 0)
     return Layout(
         tokens=spread(store.tokens[source], 0),
         samples=spread(np.repeat(samples, lengths), -1),
         positions=spread(positions, 0),
         kinds=spread(store.kinds[source], SPECIAL, np.uint8),
+        segments=segments,
     )

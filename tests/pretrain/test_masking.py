@@ -28,7 +28,7 @@ PACKED = lay_out(pack(np.arange(600), LENGTHS, 128), make_store(LENGTHS, seed=1)
 
 
 def part(rows: Layout, chosen: list[int] | slice) -> Layout:
-    return Layout(**{field.name: getattr(rows, field.name)[chosen] for field in dataclasses.fields(Layout)})
+    return Layout(*(getattr(rows, name)[chosen] for name in ("tokens", "samples", "positions", "kinds")))
 
 
 def layout_of(kinds: list[int], width: int | None = None) -> Layout:

@@ -21,23 +21,25 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-from data_prep.layout import iterate_texts
+from data_prep.text_batches import iterate_texts
 from launch import loop
 from launch.files import sha256_of_file
 from launch.loop import RunSettings, make_accelerator, micro_batches
 from launch.stage import iterate_jsonl, read_manifest
 from pretrain import mlm
+from pretrain.cutter import Cutter
 from pretrain.masking import Masking
 from pretrain.mlm import MaskedLanguageModelling, MLMSettings, main
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
-from pretrain.token_store import default_cache, tokenize
+from pretrain.token_store import default_cache
+from pretrain.tokenizing import tokenize
 
 TOKENIZER = make_tokenizer()
 ROW = 64
 SETTINGS = MLMSettings(
     encoder="e",
-    data=Path("d"),
+    data="d",
     output=Path("o"),
     row_length=ROW,
     tokens_per_step=256,
@@ -56,12 +58,11 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def make_task(corpus: Path, processes: int = 1, micro_batch: int = 80, **settings: object) -> MaskedLanguageModelling:
-    stores = [
-        tokenize(lambda split=split: iterate_texts(corpus, split), f"{corpus} {split}", TOKENIZER, ROW, default_cache())
-        for split in ("train", "validation")
-    ]
+    splits = ("train", "validation")
+    texts = lambda start: iterate_texts(corpus, splits, start=start)  # noqa: E731
+    stores = tokenize(texts, splits, str(corpus), Cutter(TOKENIZER, ROW), default_cache()).values()
     run = RunSettings(precision="fp32", micro_batch=micro_batch)
-    changed = dataclasses.replace(SETTINGS, data=corpus, run=run, **settings)
+    changed = dataclasses.replace(SETTINGS, data=str(corpus), run=run, **settings)
     return MaskedLanguageModelling(changed, *stores, TOKENIZER, processes)
 
 
@@ -102,6 +103,26 @@ def test_masks_depend_on_seed_and_epoch_and_on_no_batch(corpus):
     assert 0.125 * tokens < len(masks) < 0.155 * tokens
     by_token = of_epoch(make_task(corpus, whole_word=False), 3)
     assert 0.145 * tokens < len(by_token) < 0.155 * tokens
+
+
+def rows_as_trained_on(task: MaskedLanguageModelling, processes: int) -> list[tuple[int, list[int], list[int]]]:
+    """Step, samples and masked tokens of each row that counts, as a worker makes them ahead for each process."""
+    found = []
+    for process in range(processes):
+        place = types.SimpleNamespace(process_index=process, num_processes=processes)
+        ahead, plan = loop.BatchesAhead(task, task.rows_at_once, place), task.plan(1)
+        for step in range(len(plan)):
+            for batch, counts in ahead.take(plan, loop.Position(epoch=1, step_in_epoch=step)):
+                rows = zip(batch["samples_RT"].tolist(), batch["tokens_RT"].tolist(), strict=True)
+                found += [(step, *row) for row in rows if counts and max(row[0]) >= 0]
+    return sorted(found)
+
+
+def test_the_same_rows_come_out_for_any_number_of_processes(corpus):
+    expected = rows_as_trained_on(make_task(corpus), 1)
+    assert len(expected) == sum(len(rows) for rows in make_task(corpus).plan(1)) > 10
+    for processes, micro_batch in ((1, 1), (2, 80), (2, 1), (3, 2), (50, 80)):
+        assert rows_as_trained_on(make_task(corpus, processes, micro_batch), processes) == expected
 
 
 def test_labels_are_the_tokens_that_stood_there(corpus):
@@ -244,6 +265,7 @@ def test_it_learns_and_writes_a_plain_folder(encoder, corpus, tmp_path):
         "texts": 80,
         "tokens": sum(len(TOKENIZER(text)["input_ids"]) for text in make_texts(80, 1)),
         "texts_truncated": 0,
+        "has_image_words": False,
     }
     assert manifest["facts"]["training"]["epochs"] == 6
     assert not (output / "checkpoints").exists()
@@ -337,7 +359,7 @@ def test_a_cache_that_is_damaged_or_cannot_be_written_is_told(encoder, corpus, t
     cache.unlink()
     assert main(command) == 0
     shutil.rmtree(tmp_path / "out")
-    for tokens in cache.glob("*/tokens.bin"):
+    for tokens in cache.glob("*/*/tokens.bin"):
         tokens.write_bytes(b"")
     assert main(command) == 2
     message = capsys.readouterr().err.splitlines()[-1]

@@ -13,18 +13,12 @@ from tiny_models import PROJECT, environment, make_corpus, make_texts, make_toke
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from data_prep.layout import iterate_texts
+from data_prep import layout, text_batches
+from data_prep.text_batches import BEGIN, Place, TextBatch, iterate_texts
 from launch.errors import InputError
-from pretrain import token_store
-from pretrain.token_store import (
-    BEGINS_WORD,
-    CONTINUES_WORD,
-    SPECIAL,
-    TokenStore,
-    default_cache,
-    open_store,
-    tokenize,
-)
+from pretrain import tokenizing
+from pretrain.cutter import Cutter
+from pretrain.token_store import BEGINS_WORD, CONTINUES_WORD, SPECIAL, TokenStore, default_cache, open_stores
 
 TOKENIZER = make_tokenizer()
 PATIENCE_SECONDS = 120
@@ -36,9 +30,14 @@ class Texts:
     def __init__(self, *batches: list[str]) -> None:
         self.batches, self.read = batches, 0
 
-    def __call__(self) -> Iterator[list[str]]:
+    def __call__(self, start: Place) -> Iterator[TextBatch]:
         self.read += 1
-        return iter(self.batches)
+        return (TextBatch("train", batch) for batch in self.batches)
+
+
+def tokenize(texts, content: str, tokenizer: PreTrainedTokenizerFast, length: int, cache: Path) -> TokenStore:
+    """The store of a single split."""
+    return tokenizing.tokenize(texts, ["train"], content, Cutter(tokenizer, length), cache)["train"]
 
 
 def text(store: TokenStore, index: int, array: str = "tokens") -> list[int]:
@@ -58,7 +57,7 @@ def by_words(entries: int) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("at_once", [1, 7, 10_000])
 def test_texts_are_what_the_tokenizer_makes_of_each_alone(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(token_store, "TOKENIZED_AT_ONCE", at_once)
+    monkeypatch.setattr(tokenizing, "TOKENIZED_AT_ONCE", at_once)
     texts = ["", *make_texts(30), " ", "[MASK] ba [SEP]"]
     store = tokenize(Texts(texts[:9], [], texts[9:]), "c", TOKENIZER, 1000, tmp_path)
     assert len(store) == len(texts) == 33 and store.truncated == 0
@@ -70,7 +69,7 @@ def test_texts_are_what_the_tokenizer_makes_of_each_alone(tmp_path, monkeypatch,
 
 
 def test_kinds_tell_where_words_begin(tmp_path, monkeypatch):
-    monkeypatch.setattr(token_store, "TOKENIZED_AT_ONCE", 7)
+    monkeypatch.setattr(tokenizing, "TOKENIZED_AT_ONCE", 7)
     texts = make_texts(30)
     store = tokenize(Texts(texts), "c", TOKENIZER, 1000, tmp_path)
     seen = set()
@@ -145,7 +144,7 @@ def test_another_content_tokenizer_or_length_makes_another_store(tmp_path):
 def test_another_format_makes_another_store(tmp_path, monkeypatch):
     texts = Texts(make_texts(5))
     tokenize(texts, "c", TOKENIZER, 64, tmp_path)
-    monkeypatch.setattr(token_store, "FORMAT", token_store.FORMAT + 1)
+    monkeypatch.setattr(tokenizing, "FORMAT", tokenizing.FORMAT + 1)
     tokenize(texts, "c", TOKENIZER, 64, tmp_path)
     assert texts.read == 2
 
@@ -171,7 +170,7 @@ def test_a_damaged_store_is_refused(tmp_path, name, harm):
     texts = Texts(make_texts(5))
     tokenize(texts, "c", TOKENIZER, 64, tmp_path)
     (folder,) = stores_of(tmp_path)
-    harm(folder / name)
+    harm(folder / "train" / name)
     with pytest.raises(InputError, match=f"{folder}: damaged .* Remove the folder: it is made again.") as raised:
         tokenize(texts, "c", TOKENIZER, 64, tmp_path)
     assert "\n" not in str(raised.value)
@@ -184,26 +183,31 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
     (folder,) = stores_of(tmp_path)
     partial = folder.with_name(folder.name + ".partial")
     folder.rename(partial)
-    cut(partial / "tokens.bin")
+    cut(partial / "train" / "tokens.bin")
     (partial / "more").mkdir()
     texts = Texts(make_texts(5))
     store = tokenize(texts, "c", TOKENIZER, 64, tmp_path)
     assert texts.read == 1 and stores_of(tmp_path) == [folder]
     assert text(store, 4) == TOKENIZER(make_texts(5)[4])["input_ids"]
-    assert {path.name for path in folder.iterdir()} == {"tokens.bin", "kinds.bin", "offsets.bin", "store.json"}
+    assert {path.name for path in (folder / "train").iterdir()} == {
+        "tokens.bin",
+        "kinds.bin",
+        "offsets.bin",
+        "store.json",
+    }
 
 
 @pytest.mark.parametrize("texts", [Texts(), Texts([], []), Texts(["", ""])])
 def test_an_empty_split_is_refused_and_leaves_nothing(tmp_path, texts):
-    with pytest.raises(InputError, match="the split is empty"):
+    with pytest.raises(InputError, match="the split train is empty"):
         tokenize(texts, "c", by_words(9), 5, tmp_path)
     assert stores_of(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("bad text")])
 def test_what_goes_wrong_midway_leaves_nothing(tmp_path, error):
-    def texts():
-        yield make_texts(5)
+    def texts(start):
+        yield TextBatch("train", make_texts(5), next_place=Place(0, 5))
         raise error
 
     refused = InputError if isinstance(error, OSError) else type(error)
@@ -229,10 +233,96 @@ def test_a_store_that_is_there_needs_no_permission_to_write(tmp_path, monkeypatc
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(token_store, "_locked", refuse)
+    monkeypatch.setattr(tokenizing, "_locked", refuse)
     assert len(tokenize(Texts(), "c", TOKENIZER, 64, tmp_path)) == 5
     with pytest.raises(InputError, match="Permission denied"):
         tokenize(Texts(), "d", TOKENIZER, 64, tmp_path)
+
+
+class Kill(BaseException):
+    """What no handler of errors catches, as a signal."""
+
+
+class Corpus:
+    """A corpus of two splits whose reading ends after so many batches, and the places where readings began."""
+
+    def __init__(self, folder: Path, *ends: int | None) -> None:
+        self.folder, self.ends, self.starts = folder, iter(ends), []
+
+    def __call__(self, start: Place) -> Iterator[TextBatch]:
+        self.starts.append(start)
+        end = next(self.ends, None)
+        for number, batch in enumerate(iterate_texts(self.folder, ["train", "validation"], start=start)):
+            if number == end:
+                raise Kill
+            yield batch
+
+
+@pytest.fixture
+def small_steps(monkeypatch, tmp_path) -> Path:
+    """Shards of 90 rows or so, batches of 7 rows, and each of them put down; a corpus of several shards."""
+    for module, name, value in (
+        (layout, "BATCH_ROWS", 30),
+        (layout, "SHARD_BYTES", 5000),
+        (text_batches, "TEXTS_AT_ONCE", 7),
+        (tokenizing, "SAVED_EVERY_SECONDS", 0.0),
+    ):
+        monkeypatch.setattr(module, name, value)
+    folder = make_corpus(tmp_path / "corpus", train=250, validation=33)
+    assert len(list((folder / "data").glob("train-*"))) > 2
+    return folder
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_tokenization_goes_on_where_it_was_and_makes_the_same(tmp_path, small_steps):
+    splits, cutter = ["train", "validation"], Cutter(TOKENIZER, 16)
+    expected = tokenizing.tokenize(Corpus(small_steps), splits, "c", cutter, tmp_path / "at once")
+    texts, cache = Corpus(small_steps, 0, 1, 12, 3, 0, 20), tmp_path / "cache"
+    for _ in range(6):
+        with pytest.raises(Kill):
+            tokenizing.tokenize(texts, splits, "c", cutter, cache)
+        (partial,) = stores_of(cache) or [None]
+        if partial:  # what a crash leaves beyond what was put down
+            for file in partial.glob("*/*.bin"):
+                file.write_bytes(file.read_bytes() + b"more")
+    stores = tokenizing.tokenize(texts, splits, "c", cutter, cache)
+    assert texts.starts == sorted(texts.starts) and len(set(texts.starts)) == 5, "not always from the beginning"
+    assert texts.starts[-1].shard > 1
+    assert {split: len(store) for split, store in stores.items()} == {"train": 250, "validation": 33}
+    assert stores["train"].truncated == expected["train"].truncated > 0
+    (one,), (other,) = stores_of(tmp_path / "at once"), stores_of(cache)
+    assert all_bytes(one) == all_bytes(other) and (one.name, len(all_bytes(one))) == (other.name, 8)
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda partial: cut(partial / "train" / "tokens.bin"),
+        lambda partial: (partial / "validation" / "offsets.bin").unlink(),
+        lambda partial: (partial / "progress.json").write_text("{"),
+        lambda partial: (partial / "progress.json").write_text('{"place": [1, 2]}'),
+    ],
+)
+def test_what_is_not_whole_is_not_gone_on_with(tmp_path, small_steps, harm):
+    texts, splits, cutter = Corpus(small_steps, 5), ["train", "validation"], Cutter(TOKENIZER, 64)
+    with pytest.raises(Kill):
+        tokenizing.tokenize(texts, splits, "c", cutter, tmp_path / "cache")
+    harm(stores_of(tmp_path / "cache")[0])
+    stores = tokenizing.tokenize(texts, splits, "c", cutter, tmp_path / "cache")
+    assert texts.starts == [BEGIN, BEGIN] and len(stores["train"]) == 250
+
+
+def test_texts_that_are_refused_leave_nothing_to_go_on_with(tmp_path, small_steps):
+    (shard, *_) = sorted((small_steps / "data").glob("train-*"))[1:]
+    shard.write_bytes(b"")
+    with pytest.raises(InputError, match=f"^{shard}: cannot be read"):
+        tokenizing.tokenize(
+            Corpus(small_steps), ["train", "validation"], "c", Cutter(TOKENIZER, 64), tmp_path / "cache"
+        )
+    assert stores_of(tmp_path / "cache") == []
 
 
 def test_a_damaged_data_set_is_not_mistaken_for_a_full_disk(tmp_path):
@@ -243,7 +333,7 @@ def test_a_damaged_data_set_is_not_mistaken_for_a_full_disk(tmp_path):
     for harmed in (content[:third] + bytes(third) + content[2 * third :], content[:100], b""):
         shard.write_bytes(harmed)
         with pytest.raises(InputError, match=f"^{shard}: cannot be read .*Make it again"):
-            tokenize(lambda: iterate_texts(folder, "train"), "c", TOKENIZER, 64, tmp_path / "cache")
+            tokenize(lambda start: iterate_texts(folder, ["train"]), "c", TOKENIZER, 64, tmp_path / "cache")
     assert stores_of(tmp_path / "cache") == []
 
 
@@ -258,21 +348,23 @@ import sys, time
 from hashlib import sha256
 from pathlib import Path
 from transformers import PreTrainedTokenizerFast
-from pretrain.token_store import tokenize
+from data_prep.text_batches import TextBatch
+from pretrain.cutter import Cutter
+from pretrain.tokenizing import tokenize
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
 
-def texts():
+def texts(start):
     (folder / f"made-by-{name}").touch()
     for _ in range(5):
         time.sleep(0.05)
-        yield ["ba ce di", "fo"]
+        yield TextBatch("train", ["ba ce di", "fo"])
 
 (folder / f"ready-{name}").touch()
 while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.001)
-store = tokenize(texts, "c", tokenizer, 64, folder / "cache")
+store = tokenize(texts, ["train"], "c", Cutter(tokenizer, 64), folder / "cache")["train"]
 print(len(store), sha256(store.tokens.tobytes() + store.kinds.tobytes() + store.offsets.tobytes()).hexdigest())
 """
 
@@ -295,5 +387,5 @@ def test_of_two_processes_one_makes_the_store_and_both_read_it(tmp_path):
     assert ended[0][0] == ended[1][0] and ended[0][0].startswith("10 ")
     assert len(list(tmp_path.glob("made-by-*"))) == 1
     (folder,) = stores_of(tmp_path / "cache")
-    store = open_store(folder)
+    store = open_stores(folder, ["train"])["train"]
     assert text(store, 8) == TOKENIZER("ba ce di")["input_ids"] and len(store) == 10
