@@ -2,13 +2,16 @@
 
     torchrun … drive_stages.py '[["pretrain.mlm", ["--encoder=…", …], null], …]'
 
-The third of each entry is the step at which all processes are interrupted, or null.
+The third of each entry is the step at which all processes are interrupted, or null. A fourth, where there is one, is the
+DeepSpeed configuration from there on, as `accelerate launch` would give it.
 """
 
 import importlib
 import json
 import os
 import sys
+
+from accelerate.state import AcceleratorState
 
 from launch import loop
 
@@ -30,7 +33,10 @@ if "ACCELERATE_USE_DEEPSPEED" in os.environ:
     # Faster communication in C++, which DeepSpeed would first compile, for a minute and a half.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-for module, arguments, step in json.loads(sys.argv[1]):
+for module, arguments, step, *deepspeed_config in json.loads(sys.argv[1]):
+    if deepspeed_config:
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = deepspeed_config[0]
+        AcceleratorState._reset_state()
     loop.seed_dropout = interrupted_at(step)
     code = importlib.import_module(module).main(arguments)
     if code != (0 if step is None else 130):

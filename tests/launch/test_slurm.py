@@ -1,0 +1,146 @@
+"""The Slurm scripts, run with programs in place of `srun` and `scontrol` that do what those do and write down their calls."""
+
+import os
+import shlex
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import PROJECT, environment, make_corpus, make_encoder
+
+from launch.stage import read_manifest
+
+SCRIPTS = sorted((PROJECT / "launch/slurm").glob("*.sbatch"))
+PATIENCE_SECONDS = 120
+JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1"}
+
+SRUN = f"""#!{sys.executable}
+# Starts the command for each task, passes signals on, and ends with the highest exit code.
+import os, signal, subprocess, sys
+command = sys.argv[1:]
+while command[0].startswith("--"):
+    option = command.pop(0)
+    print("srun", option, file=open(os.environ["CALLS"], "a"))
+tasks = [
+    subprocess.Popen(command, env=os.environ | {{"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}})
+    for rank in range(int(os.environ["SLURM_NTASKS"]))
+]
+signal.signal(signal.SIGTERM, lambda number, _: [task.send_signal(number) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+"""
+
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >> "$CALLS"
+if [ "$1 $2" = "show hostnames" ]; then printf '127.0.0.1\\nnode2\\n'; fi
+"""
+
+STAGE = """
+import os, signal, sys, time
+from pathlib import Path
+folder, code = Path(sys.argv[1]), int(sys.argv[2])
+names = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT OMP_NUM_THREADS".split()
+checkpoint = folder / ("checkpoint-" + os.environ["RANK"])
+if code != 75 or checkpoint.exists():
+    sys.exit(code if code != 75 else 0)
+
+def stop(*_):
+    time.sleep(0.3)  # the step is finished
+    checkpoint.touch()
+    sys.exit(75)
+
+signal.signal(signal.SIGTERM, stop)
+(folder / ("ready-" + os.environ["RANK"])).write_text(" ".join(os.environ[name] for name in names))
+while True:
+    time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path) -> dict[str, str]:
+    """The environment of a job's script."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    python = f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} "$@"\n'
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "python": python}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(stat.S_IRWXU)
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "calls").touch()
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return environment(**JOB, PATH=path, CALLS=str(tmp_path / "calls"))
+
+
+def start(script: Path, slurm: dict[str, str], *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        ["bash", str(script), *arguments],
+        cwd=PROJECT,
+        env=slurm,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def options(script: Path) -> set[str]:
+    return {line.removeprefix("#SBATCH ") for line in script.read_text().splitlines() if line.startswith("#SBATCH ")}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_scripts_are_queued_again_and_told_in_time(script):
+    assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} <= options(script)
+
+
+def test_there_is_a_script_for_one_node_and_one_for_many():
+    nodes = {script.name: next(o for o in options(script) if o.startswith("--nodes=")) for script in SCRIPTS}
+    assert nodes == {"one_node.sbatch": "--nodes=1", "many_nodes.sbatch": "--nodes=2"}
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, PROJECT / "launch/slurm/start.sh"], ids=lambda script: script.name)
+def test_shell_understands_them(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_a_stage_that_stopped_with_a_checkpoint_is_queued_again_and_goes_on(script, slurm, tmp_path):
+    job = start(script, slurm, str(tmp_path / "stage.py"), str(tmp_path), "75")
+    ready = [tmp_path / "ready-0", tmp_path / "ready-1"]
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not all(path.exists() and path.read_text() for path in ready):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
+        time.sleep(0.02)
+    assert ready[0].read_text() == "0 0 2 127.0.0.1 24711 1"
+    assert ready[1].read_text() == "1 1 2 127.0.0.1 24711 1"
+
+    job.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
+    output, _ = job.communicate(timeout=PATIENCE_SECONDS)
+    assert job.returncode == 75, output
+    assert (tmp_path / "checkpoint-0").exists() and (tmp_path / "checkpoint-1").exists()
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[-1] == "scontrol requeue 4711" and "srun --wait=1800" in calls
+
+    again = start(script, slurm, str(tmp_path / "stage.py"), str(tmp_path), "75")
+    output, _ = again.communicate(timeout=PATIENCE_SECONDS)
+    assert again.returncode == 0, output
+    assert (tmp_path / "calls").read_text().count("scontrol requeue") == 1
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_other_exit_codes_are_the_job_s_own(code, slurm, tmp_path):
+    job = start(SCRIPTS[0], slurm, str(tmp_path / "stage.py"), str(tmp_path), str(code))
+    output, _ = job.communicate(timeout=PATIENCE_SECONDS)
+    assert job.returncode == code, output
+    assert "requeue" not in (tmp_path / "calls").read_text()
+
+
+def test_tasks_of_a_job_train_together(slurm, tmp_path):
+    encoder, corpus = make_encoder(tmp_path / "encoder"), make_corpus(tmp_path / "corpus", train=40)
+    arguments = [f"--encoder={encoder}", f"--data={corpus}", f"--output={tmp_path / 'out'}", "--row_length=64"]
+    job = start(SCRIPTS[0], slurm, "pretrain/mlm.py", *arguments, "--tokens_per_step=256", "--run.precision=fp32")
+    output, _ = job.communicate(timeout=PATIENCE_SECONDS)
+    assert job.returncode == 0, output
+    training = read_manifest(tmp_path / "out")["facts"]["training"]
+    assert training["processes"] == 2 and training["threads_per_process"] == 1
