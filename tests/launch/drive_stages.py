@@ -41,3 +41,7 @@ for module, arguments, step, *deepspeed_config in json.loads(sys.argv[1]):
     code = importlib.import_module(module).main(arguments)
     if code != (0 if step is None else 130):
         raise SystemExit(f"{module} gave exit code {code}")
+    if "ACCELERATE_USE_DEEPSPEED" in os.environ and os.environ["RANK"] == "0":
+        zero = AcceleratorState().deepspeed_plugin.deepspeed_config["zero_optimization"]
+        offloaded = ", offloaded" if "offload_optimizer" in zero else ""
+        print(f"{arguments[-1]} ran under ZeRO-{zero['stage']}{offloaded}", file=sys.stderr)

@@ -150,6 +150,7 @@ def nodes() -> Iterator[list[str]]:
         for name, address in zip(names, (FIRST_NODE, SECOND_NODE), strict=True):
             commands += [["-n", name, "address", "add", f"{address}/24", "dev", "msb0"]]
             commands += [["-n", name, "link", "set", device, "up"] for device in ("msb0", "lo")]
+            commands += [["netns", "exec", name, "true"]]
         for command in commands:
             done = subprocess.run(["ip", *command], capture_output=True, text=True)
             if done.returncode:
