@@ -64,8 +64,15 @@ def checkpoints_newest_first(folder: Path) -> list[Path]:
 
 def keep_newest(folder: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what crashes left half-written."""
-    for path in [*checkpoints_newest_first(folder)[keep:], *folder.glob(f".{PREFIX}*.partial")]:
+    for path in checkpoints_newest_first(folder)[keep:]:
         shutil.rmtree(path)
+    remove_half_written(folder)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what was not written to its end: checkpoints and weights."""
+    for path in folder.glob(".*.partial"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def damage(checkpoint: Path) -> str | None:

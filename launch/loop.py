@@ -18,10 +18,11 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -30,11 +31,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from safetensors import SafetensorError
 from transformers.integrations import unset_hf_deepspeed_config
 
 from launch import checkpoint as checkpoints
 from launch.errors import InputError
 from launch.files import write_text_whole
+from launch.interruption import REQUEUE_MARK, Interrupted, stop_requests
 from launch.schedule import ScheduleSettings, budget_in_seconds
 from launch.settings import NOT_IDENTITY
 from launch.stage import METRICS_NAME, Stage, iterate_jsonl
@@ -108,10 +111,12 @@ class RunSettings:
     """How many checkpoints to keep while the run lasts."""
     log_steps: int = field(default=20, metadata=NOT_IDENTITY)
     """Optimizer steps between rows in metrics.jsonl."""
+    timeout: int = field(default=600, metadata=NOT_IDENTITY)
+    """Seconds that a process waits for another before it takes it for hanging, and the run ends."""
 
     def __post_init__(self) -> None:
         """Refuse counts of nothing."""
-        for name in ("micro_batch", "checkpoint_steps", "keep_checkpoints", "log_steps"):
+        for name in ("micro_batch", "checkpoint_steps", "keep_checkpoints", "log_steps", "timeout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name}: {getattr(self, name)} is not positive")
 
@@ -152,12 +157,13 @@ def make_accelerator(run: RunSettings, autocast: bool = True) -> Accelerator:
     by_deepspeed = under_deepspeed()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = not torch.accelerator.is_available()
+    process_group = {"timeout": timedelta(seconds=run.timeout)} | ({"backend": "gloo"} if on_cpu else {})
     accelerator = Accelerator(
         # DeepSpeed's own bf16 would round the weights, too: it gets autocast by its configuration below.
         mixed_precision="bf16" if autocast and precision_of(run) == "bf16" and not by_deepspeed else "no",
         # DeepSpeed would take the world to be one process on a CPU that Accelerate knows of, or without a backend.
         cpu=on_cpu and not by_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu and (several or by_deepspeed) else [],
+        kwargs_handlers=[InitProcessGroupKwargs(**process_group)] if several or by_deepspeed else [],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # models are small and made whole; ZeRO-3 cuts them up when training starts
@@ -254,6 +260,7 @@ def make_optimizer(
     )
 
 
+@stop_requests.heeded_after_steps()
 def train(
     stage: Stage,
     accelerator: Accelerator,
@@ -281,7 +288,8 @@ def train(
     are those of the evaluation at which this metric was highest, and training stops after ``patience`` evaluations
     without a gain; without it they are the last ones.
 
-    Raises :class:`TrainingError` where the loss is not finite.
+    Raises :class:`TrainingError` where the loss is not finite or a checkpoint cannot be written, and
+    :class:`~launch.interruption.Interrupted` where it was asked to stop: after the step, and with a checkpoint.
     """
     folder = stage.folder / "checkpoints"
     if run.compile:
@@ -327,7 +335,8 @@ def train(
                 loss_sum += float(loss.detach())
                 # DDP and DeepSpeed average gradients over processes; the loss is a sum over them.
                 accelerator.backward(loss * (accelerator.num_processes / max(total_weight, 1.0)))
-        loss_sum = sum_over_processes(accelerator, loss_sum)
+        # One process may have its signal a step before another: they agree, in passing.
+        loss_sum, asked_to_stop = sums_over_processes(accelerator, loss_sum, float(stop_requests.asked_by is not None))
         if not math.isfinite(loss_sum):
             raise not_finite(position, task.sample_ids(units), folder)
         if maximum_gradient_norm > 0:
@@ -372,11 +381,14 @@ def train(
                 stage.log(f"no gain in {best_by} for {patience} evaluations: stopped at step {position.step}")
         if (
             position.finished
+            or asked_to_stop
             or position.step % run.checkpoint_steps == 0
             or position.evaluated_at_step == position.step
         ):
             position.seconds = clock.seconds()
             save(accelerator, model, plain_optimizer, position, folder, run.keep_checkpoints)
+        if asked_to_stop and not position.finished:
+            raise stopped(stage, position)
 
     bar.close()
     weights = weights_file(folder, position.best_step if best_by else position.step)
@@ -512,11 +524,16 @@ def seed_dropout(device: torch.device, *key: int) -> None:
 
 def sum_over_processes(accelerator: Accelerator, value: float) -> float:
     """The sum of a number over all processes, in double precision."""
+    return sums_over_processes(accelerator, value)[0]
+
+
+def sums_over_processes(accelerator: Accelerator, *values: float) -> Sequence[float]:
+    """The sums of some numbers over all processes, in double precision, by one message."""
     if accelerator.num_processes == 1:
-        return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=accelerator.device)
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=accelerator.device)
     torch.distributed.all_reduce(tensor)
-    return float(tensor)
+    return tensor.tolist()
 
 
 def from_main_process(accelerator: Accelerator, value: float) -> float:
@@ -553,12 +570,17 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def not_finite(position: Position, sample_ids: list[str], folder: Path) -> TrainingError:
     """The error of a loss that is NaN or infinite."""
-    good = checkpoints.checkpoints_newest_first(folder)
     return TrainingError(
         f"the loss is not finite at step {position.step} (epoch {position.epoch}). "
         f"Samples of the step: {', '.join(sample_ids[:16])}{' …' if len(sample_ids) > 16 else ''}. "
-        f"Last good checkpoint: {good[0] if good else 'none yet'}. Try a lower learning rate or fp32."
+        f"{last_good(folder)}. Try a lower learning rate or fp32."
     )
+
+
+def last_good(folder: Path) -> str:
+    """Which checkpoint is there to go on from, for error messages."""
+    good = checkpoints.checkpoints_newest_first(folder)
+    return f"Last good checkpoint: {good[0] if good else 'none yet'}"
 
 
 def evaluate(
@@ -609,19 +631,25 @@ def save(
     folder: Path,
     keep: int,
 ) -> None:
-    """Write a checkpoint of the position and drop the oldest."""
+    """Write a checkpoint of the position and drop the oldest. TrainingError where it would be of no use, or cannot be."""
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise TrainingError(
+            f"the weights are not finite after step {position.step} (epoch {position.epoch}). {last_good(folder)}. "
+            "Try a lower learning rate or fp32."
+        )
     state = {"written_by": kind_of_training(accelerator), "position": asdict(position)}
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        temporary = folder / f".{checkpoints.PREFIX}{position.step:08d}.partial"
-        if accelerator.is_main_process:
-            checkpoints.begin_checkpoint(folder, position.step)
-        accelerator.wait_for_everyone()
-        model.save_checkpoint(str(temporary / "deepspeed"), tag=DEEPSPEED_TAG)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            checkpoints.finish_checkpoint(temporary, state)
-    elif accelerator.is_main_process:
-        checkpoints.write_checkpoint(folder, position.step, unwrapped(model), optimizer, state)
+    with told_where_it_fails(folder, f"the checkpoint of step {position.step}"):
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            temporary = folder / f".{checkpoints.PREFIX}{position.step:08d}.partial"
+            if accelerator.is_main_process:
+                checkpoints.begin_checkpoint(folder, position.step)
+            accelerator.wait_for_everyone()
+            model.save_checkpoint(str(temporary / "deepspeed"), tag=DEEPSPEED_TAG)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                checkpoints.finish_checkpoint(temporary, state)
+        elif accelerator.is_main_process:
+            checkpoints.write_checkpoint(folder, position.step, unwrapped(model), optimizer, state)
     if accelerator.is_main_process:
         checkpoints.keep_newest(folder, keep)
     accelerator.wait_for_everyone()
@@ -632,9 +660,32 @@ def write_weights(accelerator: Accelerator, model: torch.nn.Module, path: Path) 
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     state_dict = accelerator.get_state_dict(model) if by_deepspeed else unwrapped(model).state_dict()
     if accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        checkpoints.save_weights(path, state_dict)
+        with told_where_it_fails(path.parent, path.name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.save_weights(path, state_dict)
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def told_where_it_fails(folder: Path, what: str) -> Iterator[None]:
+    """Context that writes into ``folder``; a TrainingError, and nothing half-written, where that cannot be done."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        checkpoints.remove_half_written(folder)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TrainingError(
+            f"{folder}: {what} cannot be written ({reason}). {last_good(folder)}. "
+            "Make room, or make the folder writable; then the same command goes on."
+        ) from None
+
+
+def stopped(stage: Stage, position: Position) -> Interrupted:
+    """What ends a run that was asked to stop, now that its checkpoint is written; leaves the mark of that."""
+    if stage.is_main_process:
+        (stage.folder / REQUEUE_MARK).touch()
+    reason = f"stopped by {stop_requests.asked_by.name}" if stop_requests.asked_by else "stopped with the others"
+    return Interrupted(f"{reason} after step {position.step}, of which there is a checkpoint")
 
 
 def weights_file(folder: Path, step: int) -> Path:

@@ -7,6 +7,9 @@
 
 Every command is printed so that it can be pasted. A stage that fails stops the pipeline; the next run goes on there, as
 finished stages are up to date and training stages resume. See :mod:`launch.recipe` for what a recipe holds.
+
+SIGTERM or SIGUSR1 make a training stage stop with a checkpoint, and the pipeline exit with code 75: the same command goes
+on from there.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ import yaml
 
 from launch.errors import InputError
 from launch.files import write_text_whole
+from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, STOP_SIGNALS, Interrupted, stopping_when_asked
 from launch.recipe import PROJECT, Recipe, RecipeStage, plain_text, read_recipe
-from launch.stage import INPUT_MISSING, MANIFEST_NAME
+from launch.stage import INPUT_MISSING, MANIFEST_NAME, partial_folder
 
 DEFAULT_CONFIG = PROJECT / "accelerate_config.yaml"
 RECIPE_NAME = "recipe.yaml"
@@ -42,6 +46,7 @@ UP_TO_DATE = "up to date"
 WOULD_RUN = "would run"
 PUBLISHING = "push_to_hub"  # a stage with this setting has something to do even when its output is up to date
 SECONDS_TO_END = 10  # how long the processes of an interrupted stage have before they are killed
+SECONDS_TO_STOP = 120  # the same for a training stage: a step, an evaluation if one is due, a checkpoint
 
 
 @dataclass(frozen=True)
@@ -200,13 +205,18 @@ def run(
             say(f"{label}: up to date")
             continue
         command = command_of(stage, output, launcher, overwrite)
+        trains = stage.launch == "accelerate"
+        mark = partial_folder(output / stage.name) / REQUEUE_MARK
+        mark.unlink(missing_ok=True)
         say(f"\n{label}\n  {command}")
         started = time.monotonic()
-        code, signalled = _run_passing_signals_on(command, lock)
+        code, signalled = _run_passing_signals_on(command, lock, SECONDS_TO_STOP if trains else SECONDS_TO_END)
         after = f"after {duration(time.monotonic() - started)}"
-        if signalled is not None:
-            say(f"{label}: stopped by {signalled.name} {after}. The same pipeline command goes on from here.")
-            return 128 + signalled
+        stopped_to_go_on = trains and (signalled in STOP_SIGNALS or mark.exists())
+        if signalled is not None or stopped_to_go_on:
+            by = f" by {signalled.name}" if signalled else ""
+            say(f"{label}: stopped{by} {after}. The same pipeline command goes on from here.")
+            return REQUEUE_EXIT_CODE if stopped_to_go_on else 128 + signalled
         if code != 0:
             what = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
             say(f"{label}: failed with {what} {after}. This command repeats it:\n  {command}")
@@ -216,7 +226,7 @@ def run(
     return 0
 
 
-def _run_passing_signals_on(command: Command, lock: int) -> tuple[int, signal.Signals | None]:
+def _run_passing_signals_on(command: Command, lock: int, seconds_to_end: int) -> tuple[int, signal.Signals | None]:
     """Run a command in the foreground; return its exit code, and the signal that came meanwhile, if one did.
 
     The command is a process group of its own, so that an interrupt reaches it once, whole, and wherever it was sent:
@@ -229,22 +239,27 @@ def _run_passing_signals_on(command: Command, lock: int) -> tuple[int, signal.Si
     def pass_on(number: int, _frame: Any) -> None:
         came.append(signal.Signals(number))
         if process is not None:
-            _signal_group(process.pid, number)
+            _signal_group(process.pid, _passed_on(number))
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGHUP, *STOP_SIGNALS)
     before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        environment = os.environ | command.environment
+        environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(seconds_to_end)} | os.environ | command.environment
         process = subprocess.Popen(command.arguments, env=environment, start_new_session=True, pass_fds=(lock,))
         if came:  # it came before there was a process to pass it to
-            _signal_group(process.pid, came[0])
+            _signal_group(process.pid, _passed_on(came[0]))
         code = process.wait()
         if came:
-            _end_group(process.pid)
+            _end_group(process.pid, seconds_to_end)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return code, came[0] if came else None
+
+
+def _passed_on(number: int) -> int:
+    """The signal to send to a stage for one that came: launchers know SIGTERM, but die of SIGUSR1 before their script."""
+    return signal.SIGTERM if number in STOP_SIGNALS else number
 
 
 def _signal_group(group: int, number: int) -> bool:
@@ -256,9 +271,9 @@ def _signal_group(group: int, number: int) -> bool:
     return True
 
 
-def _end_group(group: int) -> None:
+def _end_group(group: int, seconds: int) -> None:
     """Wait for what an interrupted command started (a launcher ends before its script does), and kill what stays."""
-    end = time.monotonic() + SECONDS_TO_END
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not _signal_group(group, 0):
             return
@@ -373,16 +388,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 2 for what the user can mend, else the failed stage's."""
+    """The command; returns its exit code: 0 done, 2 for what the user can mend, 75 for stopped, else the failed stage's."""
     arguments = parse_arguments(argv)
     try:
-        return _main(arguments)
+        with stopping_when_asked():
+            return _main(arguments)
     except InputError as error:
         print(f"pipeline: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # between two stages; while one runs it is passed on
         print("pipeline: interrupted", file=sys.stderr)
         return 130
+    except Interrupted as reason:  # likewise
+        print(f"pipeline: {reason}; the same command goes on", file=sys.stderr)
+        return REQUEUE_EXIT_CODE
 
 
 def _main(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ A stage file defines a frozen dataclass of settings derived from :class:`StageSe
 * beside the artefact lie ``config.yaml`` (resolved settings) and ``manifest.json`` (what it is made of).
 """
 
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -33,6 +34,7 @@ from tqdm import tqdm
 
 from launch.errors import InputError
 from launch.files import sha256_of_tree, sync_to_disk, write_json_whole, write_text_whole
+from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, Interrupted
 from launch.settings import NOT_IDENTITY, identity_of, parse_settings, to_plain, to_yaml
 
 MANIFEST_NAME = "manifest.json"
@@ -54,6 +56,9 @@ INPUT_MISSING = "would miss its input"
 VERSIONED_PACKAGES = (
     "msb-ner torch transformers tokenizers datasets accelerate deepspeed torchvision safetensors numpy pyarrow".split()
 )
+
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a disk that is full, or read-only: nobody's bug."""
 
 logger = logging.getLogger("msb_ner")
 
@@ -197,6 +202,8 @@ def run_stage(
 ) -> int:
     """Run one stage as a command and return its exit code: 0 done or up to date, 2 for an :class:`InputError`.
 
+    A stage that was asked to stop, and did, returns :data:`~launch.interruption.REQUEUE_EXIT_CODE`.
+
     ``inputs`` maps names to what the stage reads: a path (hashed by content), ``hub:ID`` or None.
     ``subcommand``: what the command line named before ``argv``, where one file holds several stages.
     ``keeps_partial``: the function can go on from what an interrupted run left in ``stage.folder``.
@@ -213,6 +220,7 @@ def run_stage(
     keeps_partial = keeps_partial or grows
     program = f"{Path(module.__file__).name} {subcommand}" if subcommand else None
     settings = parse_settings(settings_class, argv, module.__doc__, program)
+    next_start = f"the same command {'goes on' if keeps_partial else 'starts over'}"
     try:
         if settings.dry_run:
             print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial, grows)}")
@@ -233,15 +241,31 @@ def run_stage(
                 else:
                     _discard_partial(stage, keeps_partial)
                 raise
+            except OSError as error:
+                if error.errno in CANNOT_WRITE and not grows:
+                    _discard_partial(stage, keeps_partial)
+                raise
             _finish(stage, describe)
         if after and stage.is_main_process:
             after(settings)
     except InputError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        place = error.filename or partial_folder(settings.output)
+        print(
+            f"{name}: error: {place}: cannot be written ({error.strerror}). Make room; then {next_start}.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command {'goes on' if keeps_partial else 'starts over'}", file=sys.stderr)
+        print(f"{name}: interrupted; {next_start}", file=sys.stderr)
         return 130
+    except Interrupted as reason:
+        print(f"{name}: {reason}; {next_start}", file=sys.stderr)
+        return REQUEUE_EXIT_CODE
     return 0
 
 
@@ -418,6 +442,7 @@ def _prepare_partial(stage: Stage, keeps_partial: bool, reopen: bool) -> None:
     if folder.exists():
         _lock(stage, folder)
         if _is_resumable(stage, keeps_partial):
+            (folder / REQUEUE_MARK).unlink(missing_ok=True)
             stage.log(f"going on with the interrupted run in {folder}")
             return
         shutil.rmtree(folder)

@@ -1,7 +1,9 @@
 """What the two training stages (`pretrain/mlm.py`, `finetune/ner.py`) have in common beside the loop."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -11,13 +13,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from launch.loop import OptimizerSettings, RunSettings
+from launch.interruption import stopping_when_asked
+from launch.loop import OptimizerSettings, RunSettings, TrainingError, last_good, told_where_it_fails
 from launch.model_card import render_model_card
 from launch.publishing import PublishingSettings, SettingsType, run_publishing_stage
 from launch.schedule import ScheduleSettings
 from launch.settings import NOT_IDENTITY
 from launch.stage import CARD_NAME, Stage, read_manifest
 from launch.trackers import parse_trackers, tracking
+
+CONNECTION_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+WAITED_IN_VAIN = ("Timed out waiting", "Wait timeout")
+"""Words of gloo's errors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +57,43 @@ def run_training_stage(
     inputs: Callable[[SettingsType], dict[str, Path | str | None]],
     argv: list[str] | None = None,
 ) -> int:
-    """:func:`launch.stage.run_stage` for a stage that trains: resumable, with a model card, published where asked."""
+    """:func:`launch.stage.run_stage` for a stage that trains: resumable, with a model card, published where asked.
+
+    It stops when it is asked to, and ends with a clear error when another of its processes dies or hangs.
+    """
+
+    @wraps(function)  # the stage is named by it
+    def watched(settings: SettingsType, stage: Stage) -> None:
+        with tracking(stage, parse_trackers(settings.trackers)), lost_processes_told(stage, settings.run.timeout):
+            function(settings, stage)
 
     def describe(folder: Path) -> None:
         scores = folder / "scores.json"
         card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
         (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
-    @wraps(function)  # the stage is named by it
-    def tracked(settings: SettingsType, stage: Stage) -> None:
-        with tracking(stage, parse_trackers(settings.trackers)):
-            function(settings, stage)
+    with stopping_when_asked():
+        return run_publishing_stage(
+            settings_class, watched, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
+        )
 
-    return run_publishing_stage(
-        settings_class, tracked, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
-    )
+
+@contextmanager
+def lost_processes_told(stage: Stage, timeout: int) -> Iterator[None]:
+    """Context in which a process that is left alone by another raises TrainingError: that one died, or hangs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(words in str(error) for words in WAITED_IN_VAIN):
+            what = f"another process has not answered for {timeout} s (run.timeout): it hangs, or is that slow"
+        elif any(words in str(error) for words in CONNECTION_LOST):
+            what = "another process has died; what it or its launcher says here tells why"
+        else:
+            raise
+        raise TrainingError(
+            f"process {os.environ.get('RANK', '0')}: {what}. {last_good(stage.folder / 'checkpoints')}. "
+            "The same command goes on from there."
+        ) from error
 
 
 def export(
@@ -81,8 +110,9 @@ def export(
     """
     if accelerator.is_main_process:
         load_weights(model, weights, prefix)
-        model.save_pretrained(stage.folder)
-        tokenizer.save_pretrained(stage.folder)
+        with told_where_it_fails(stage.folder, "the trained model"):
+            model.save_pretrained(stage.folder)
+            tokenizer.save_pretrained(stage.folder)
         stage.scratch.append(stage.folder / "checkpoints")
     accelerator.wait_for_everyone()
 
