@@ -4,7 +4,7 @@
     CACHE/0f3c…/train/kinds.bin          uint8 for each token: does it begin a word, continue one, or is it special?
     CACHE/0f3c…/train/offsets.bin        int64, one more than there are texts: where each begins
     CACHE/0f3c…/train/text_lengths.bin   int32: tokens of each text before its image words; only where there are any
-    CACHE/0f3c…/train/store.json         what is in them, and their sizes
+    CACHE/0f3c…/train/store.json         sizes, types and checksums
     CACHE/0f3c…/validation/…             the same of each other split
 
 `pretrain/tokenizing.py` makes them.
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from launch.errors import InputError
+from launch.files import sha256_of_file
 
 SPECIAL, BEGINS_WORD, CONTINUES_WORD = 0, 1, 2
 """Kinds of tokens."""
@@ -61,7 +62,7 @@ class TokenStore:
 def open_stores(folder: Path, splits: Sequence[str]) -> dict[str, TokenStore]:
     """Map the stores of some splits into memory.
 
-    InputError where a file is missing or has not the size it was written with.
+    InputError where a file is missing or is not what was written.
     """
     try:
         return {split: _open(folder / split) for split in splits}
@@ -73,13 +74,17 @@ def open_stores(folder: Path, splits: Sequence[str]) -> dict[str, TokenStore]:
 def _open(folder: Path) -> TokenStore:
     facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
     arrays = {
-        name: _mapped(folder / f"{name}.bin", np.dtype(facts["types"][name]), facts["sizes"][name])
+        name: _mapped(
+            folder / f"{name}.bin", np.dtype(facts["types"][name]), facts["sizes"][name], facts["checksums"][name]
+        )
         for name in facts["sizes"]
     }
     return TokenStore(**arrays, truncated=facts["truncated"], left_out=facts["left_out"])
 
 
-def _mapped(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
+def _mapped(path: Path, dtype: np.dtype, size: int, checksum: str) -> np.ndarray:
     if path.stat().st_size != size * dtype.itemsize:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes instead of {size * dtype.itemsize}")
+    if sha256_of_file(path) != checksum:
+        raise ValueError(f"{path.name} is not what was written")
     return np.memmap(path, dtype, mode="r", shape=(size,))

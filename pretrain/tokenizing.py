@@ -22,11 +22,11 @@ import numpy as np
 
 from data_prep.text_batches import BEGIN, Place, ReadingInterrupted, TextBatch
 from launch.errors import InputError
-from launch.files import sync_to_disk, write_json_whole
+from launch.files import sha256_of_file, sync_to_disk, write_json_whole
 from pretrain.cutter import Cut, Cutter
 from pretrain.token_store import TokenStore, open_stores
 
-FORMAT = 2
+FORMAT = 3
 """Part of the key: raise it when the files change their meaning."""
 
 TOKENIZED_AT_ONCE = 10_000
@@ -231,6 +231,7 @@ class _SplitWriter:
         facts = {
             "types": {name: self.types[name].name for name in sizes},
             "sizes": sizes,
+            "checksums": {name: sha256_of_file(self.folder / f"{name}.bin") for name in sizes},
             "truncated": written.truncated,
             "left_out": written.left_out,
         }

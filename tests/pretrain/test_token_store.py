@@ -153,10 +153,16 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "name, harm",
     [
-        *((f"{name}.bin", harm) for name in ("tokens", "kinds", "offsets") for harm in (cut, Path.unlink)),
+        *((f"{name}.bin", harm) for name in ("tokens", "kinds", "offsets") for harm in (cut, flip_a_bit, Path.unlink)),
         ("kinds.bin", lambda path: path.write_bytes(path.read_bytes() + b"\0")),
         ("store.json", Path.unlink),
         ("store.json", lambda path: path.write_text("{")),
