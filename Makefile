@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test lint install clean
+.PHONY: demo test faults lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   run the whole chain on the bundled synthetic sample, offline, and write a report"
 	@echo "make test   lint and run the tests"
+	@echo "make faults kill training at 20 random points with one process and with two, and compare (ten minutes)"
 	@echo "make clean  remove what demo and tests made (not .venv)"
 
 install: $(INSTALLED)
@@ -32,6 +33,9 @@ lint: $(INSTALLED)
 # One thread a worker: workers that share cores slow each other down many times over.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+faults: $(INSTALLED)
+	$(BIN)/python tests/faults/kill_points.py
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

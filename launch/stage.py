@@ -249,24 +249,26 @@ def run_stage(
         if after and stage.is_main_process:
             after(settings)
     except InputError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
+        _say_below_bars(f"{name}: error: {error}")
         return 2
     except OSError as error:
         if error.errno not in CANNOT_WRITE:
             raise
         place = error.filename or partial_folder(settings.output)
-        print(
-            f"{name}: error: {place}: cannot be written ({error.strerror}). Make room; then {next_start}.",
-            file=sys.stderr,
-        )
+        _say_below_bars(f"{name}: error: {place}: cannot be written ({error.strerror}). Make room; then {next_start}.")
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; {next_start}", file=sys.stderr)
+        _say_below_bars(f"{name}: interrupted; {next_start}")
         return 130
     except Interrupted as reason:
-        print(f"{name}: {reason}; {next_start}", file=sys.stderr)
+        _say_below_bars(f"{name}: {reason}; {next_start}")
         return REQUEUE_EXIT_CODE
     return 0
+
+
+def _say_below_bars(text: str) -> None:
+    """A line of its own on standard error, also where a progress bar has stopped in the middle."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
