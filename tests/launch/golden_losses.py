@@ -15,11 +15,22 @@ PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 import torch  # noqa: E402
-from tiny_models import make_corpus, make_encoder, make_ner  # noqa: E402
+from tiny_models import (  # noqa: E402
+    NAMES,
+    SYLLABLES,
+    bert_config,
+    make_corpus,
+    make_ner,
+    make_tokenizer,
+    save_encoder,
+)
+from tokenizers.models import WordPiece  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from finetune import ner  # noqa: E402
 from launch.stage import iterate_jsonl, machine, versions  # noqa: E402
 from pretrain import mlm  # noqa: E402
+from pretrain.new_encoder import SPECIAL_TOKENS  # noqa: E402
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 COMMON = ["--schedule.epochs=null", "--schedule.steps=5", "--run.log_steps=1", "--run.precision=fp32"]
@@ -35,7 +46,8 @@ STAGES = {
 
 def measure(folder: Path) -> dict[str, list[float]]:
     """Losses of the steps and of the evaluation of each stage, trained in ``folder``."""
-    encoder = make_encoder(folder / "encoder")
+    tokenizer = fixed_tokenizer()
+    encoder = save_encoder(folder / "encoder", tokenizer, bert_config(len(tokenizer)))
     data = {"corpus": make_corpus(folder / "corpus", train=100), "ner": make_ner(folder / "ner", train=100)}
     losses = {}
     threads = torch.get_num_threads()
@@ -49,6 +61,17 @@ def measure(folder: Path) -> dict[str, list[float]]:
     finally:
         torch.set_num_threads(threads)
     return losses
+
+
+def fixed_tokenizer() -> PreTrainedTokenizerFast:
+    """One that is the same in each process; a vocabulary that is learnt is not, where words are equally frequent."""
+    tokenizer = make_tokenizer()
+    pieces = [*SYLLABLES, *sum(NAMES.values(), [])]
+    vocabulary = [*SPECIAL_TOKENS, *pieces, *(f"##{piece}" for piece in pieces)]
+    tokenizer.backend_tokenizer.model = WordPiece(
+        {piece: number for number, piece in enumerate(vocabulary)}, unk_token="[UNK]"
+    )
+    return tokenizer
 
 
 def computed_by() -> dict[str, str]:
