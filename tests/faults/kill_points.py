@@ -121,13 +121,13 @@ def make_inputs(folder: Path) -> None:
 def check(folder: Path, points: list[KillPoint], processes: int) -> None:
     """Kill a run at the points, and raise AssertionError unless it stays what the undisturbed one is."""
     undisturbed = Run(folder, f"undisturbed-{processes}", processes)
-    undisturbed.finish()
-    expected = undisturbed.losses()
+    reference = undisturbed.start()
     run = Run(folder, f"killed-{processes}", processes)
     for number, point in enumerate(points, start=1):
         started = time.monotonic()
         run.die_at(point)
-        losses = run.losses()
+        assert reference.wait(PATIENCE_SECONDS) == 0, undisturbed.log.read_text()[-3000:]
+        expected, losses = undisturbed.losses(), run.losses()
         reached = losses[-1][1] if losses else 0
         print(
             f"{processes} process(es), point {number:2}: {describe(point, processes)}: killed after step {reached}, "
