@@ -185,16 +185,17 @@ def test_a_damaged_token_store_is_named_and_can_be_made_again(arguments, interru
     cache = tmp_path / "cache"
     arguments.append(f"--token_cache={cache}")
     interrupted(6)
-    largest = max(cache.glob("*/tokens.bin"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
+    (tokens,) = cache.glob("*/train/tokens.bin")
+    store = tokens.parent.parent
+    content = bytearray(tokens.read_bytes())
     content[len(content) // 2] ^= 1
-    largest.unlink()  # the interrupted run, in this same process, may have it mapped still
-    largest.write_bytes(content)
+    tokens.unlink()  # the interrupted run, in this same process, may have it mapped still
+    tokens.write_bytes(content)
     assert mlm.main(arguments) == 2
     error = error_of(capfd)
-    assert f"{largest.parent}: damaged" in error and "tokens.bin is not what was written" in error
+    assert f"{store}: damaged" in error and "tokens.bin is not what was written" in error
     assert checkpoints(tmp_path / "out.partial") == ["step-00000004"]
-    shutil.rmtree(largest.parent)  # as the message says
+    shutil.rmtree(store)  # as the message says
     assert mlm.main(arguments) == 0
     assert sha256_of_file(tmp_path / "out/model.safetensors") == weights
 
