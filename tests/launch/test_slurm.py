@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tiny_models import PROJECT, environment, make_corpus, make_encoder
 
+from launch.interruption import REQUEUE_EXIT_CODE
 from launch.stage import read_manifest
 
 SCRIPTS = sorted((PROJECT / "launch/slurm").glob("*.sbatch"))
@@ -117,7 +118,7 @@ def test_a_stage_that_stopped_with_a_checkpoint_is_queued_again_and_goes_on(scri
 
     job.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
     output, _ = job.communicate(timeout=PATIENCE_SECONDS)
-    assert job.returncode == 75, output
+    assert job.returncode == REQUEUE_EXIT_CODE == 75, output
     assert (tmp_path / "checkpoint-0").exists() and (tmp_path / "checkpoint-1").exists()
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[-1] == "scontrol requeue 4711" and "srun --wait=1800" in calls
@@ -136,11 +137,30 @@ def test_other_exit_codes_are_the_job_s_own(code, slurm, tmp_path):
     assert "requeue" not in (tmp_path / "calls").read_text()
 
 
-def test_tasks_of_a_job_train_together(slurm, tmp_path):
+def test_tasks_of_a_job_train_together_stop_and_go_on(slurm, tmp_path):
     encoder, corpus = make_encoder(tmp_path / "encoder"), make_corpus(tmp_path / "corpus", train=40)
-    arguments = [f"--encoder={encoder}", f"--data={corpus}", f"--output={tmp_path / 'out'}", "--row_length=64"]
-    job = start(SCRIPTS[0], slurm, "pretrain/mlm.py", *arguments, "--tokens_per_step=256", "--run.precision=fp32")
+    settings = {
+        "encoder": encoder,
+        "data": corpus,
+        "output": tmp_path / "out",
+        "row_length": 64,
+        "tokens_per_step": 256,
+    }
+    settings |= {"run.precision": "fp32", "run.log_steps": 1, "schedule.epochs": "null", "schedule.steps": 80}
+    command = ["pretrain/mlm.py", *(f"--{name}={value}" for name, value in settings.items())]
+    job = start(SCRIPTS[0], slurm, *command)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (tmp_path / "out.partial/metrics.jsonl").exists():
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=PATIENCE_SECONDS)
-    assert job.returncode == 0, output
+    assert job.returncode == REQUEUE_EXIT_CODE, output
+    assert "scontrol requeue 4711" in (tmp_path / "calls").read_text()
+
+    again = start(SCRIPTS[0], slurm, *command)
+    output, _ = again.communicate(timeout=PATIENCE_SECONDS)
+    assert again.returncode == 0, output
+    assert "resumed at step" in output
     training = read_manifest(tmp_path / "out")["facts"]["training"]
-    assert training["processes"] == 2 and training["threads_per_process"] == 1
+    assert training["steps"] == 80 and training["processes"] == 2 and training["threads_per_process"] == 1
