@@ -92,6 +92,9 @@ def learn_vocabulary(texts: list[str], settings: NewEncoderSettings) -> PreTrain
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    # The trainer numbers pieces as a hash table gives them, in another order each time: numbered anew, they stay.
+    pieces = [*SPECIAL_TOKENS, *sorted(tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS))]
+    tokenizer.model = models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]")
     cls, sep = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
