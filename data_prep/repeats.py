@@ -65,6 +65,10 @@ class WordSets:
         """How many words each post has."""
         return np.diff(self.starts)
 
+    def sizes_of(self, posts: np.ndarray) -> np.ndarray:
+        """How many words some posts have, without a look at the others."""
+        return self.starts[posts + 1] - self.starts[posts]
+
     def sketches(self) -> np.ndarray:
         """64 bits for each post, of which each word sets one: two sets differ by as many words as bits, or more."""
         bits = np.uint64(1) << (self.hashes & np.uint64(63))
@@ -76,7 +80,7 @@ class WordSets:
 
     def of(self, posts: np.ndarray) -> WordSets:
         """The sets of some posts, in their order."""
-        sizes = self.sizes[posts]
+        sizes = self.sizes_of(posts)
         return WordSets(self.hashes[_ranges(self.starts[posts], sizes)], _starts(sizes))
 
 
@@ -134,14 +138,14 @@ class NearRepeats:
         posts: np.ndarray,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Those of the pairs (row of a, post of b) that are similar enough, each once."""
-        both = (a.starts[rows + 1] - a.starts[rows]) + (b.starts[posts + 1] - b.starts[posts])
+        both = a.sizes_of(rows) + b.sizes_of(posts)
         # Jaccard similarity is at least t where the sets differ by at most (1 - t) / (1 + t) of their sizes' sum.
         differing_at_most = (1 - self.similarity) / (1 + self.similarity) * both + _ROUNDING
         close = np.bitwise_count(a_sketches[rows] ^ b_sketches[posts]) <= differing_at_most
         pairs = np.unique((rows[close].astype(np.uint64) << np.uint64(32)) | posts[close].astype(np.uint64))
         rows, posts = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
         common = _common_words(a, rows, b, posts)
-        both = a.sizes[rows] + b.sizes[posts] if len(rows) else np.zeros(0)
+        both = a.sizes_of(rows) + b.sizes_of(posts)
         similar = common >= (self.similarity - _ROUNDING) * (both - common)
         return rows[similar], posts[similar]
 
