@@ -225,6 +225,11 @@ def precision_of(run: RunSettings) -> str:
     return best_precision() if run.precision == "auto" else run.precision
 
 
+def type_of(run: RunSettings) -> torch.dtype:
+    """The type that ``run.precision`` comes to on this machine."""
+    return torch.bfloat16 if precision_of(run) == "bf16" else torch.float32
+
+
 def best_precision() -> str:
     """bf16 where it is fast: CUDA devices that have it, processors with AMX or AVX512-BF16; else fp32."""
     if torch.cuda.is_available():

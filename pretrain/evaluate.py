@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from launch.files import write_json_whole
-from launch.loop import RunSettings, make_accelerator, precision_of
+from launch.loop import RunSettings, make_accelerator, type_of
 from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, load_tokenizer
 from launch.settings import NOT_IDENTITY
@@ -66,9 +66,8 @@ def evaluate(settings: EvaluateSettings, stage: Stage) -> None:
         tokens_per_step=max(8192, settings.row_length),
         run=run,
     )
-    store = tokenized(as_trained, stage, tokenizer, settings.split)
-    dtype = torch.bfloat16 if precision_of(run) == "bf16" else torch.float32
-    model = RoundedOnce(PackedMaskedLanguageModel(stock), dtype).to(accelerator.device).eval()
+    store = tokenized(as_trained, stage, tokenizer, (settings.split,))[settings.split]
+    model = RoundedOnce(PackedMaskedLanguageModel(stock), type_of(run)).to(accelerator.device).eval()
     task = MaskedLanguageModelling(as_trained, store, store, tokenizer, accelerator.num_processes)
     with torch.no_grad():
         metrics = task.evaluate(model, accelerator)

@@ -6,8 +6,9 @@ The output is a plain Hugging Face folder: `AutoModelForMaskedLM.from_pretrained
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from data_prep.hub_texts import PREFIX, HubData, data_input, iterate_hub_texts
 from data_prep.layout import read_ids
-from data_prep.text_batches import TextBatch, iterate_texts
+from data_prep.text_batches import Place, TextBatch, iterate_texts
 from launch.errors import InputError
 from launch.loop import (
     Batch,
@@ -27,10 +28,10 @@ from launch.loop import (
     make_accelerator,
     make_optimizer,
     micro_batches,
-    precision_of,
     sum_over_processes,
     to_device,
     train,
+    type_of,
     under_deepspeed,
     with_compilation_decided,
 )
@@ -55,6 +56,8 @@ EVALUATION_SEED = 20031217
 
 EVALUATION_ROWS = 64
 """Rows that are packed together of the validation split; like its masks, the same for every run."""
+
+TRAINING_SPLITS = ("train", "validation")
 
 SHORTEST_ROW = 3
 """[CLS], a token, [SEP]."""
@@ -147,7 +150,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     if new_parameters:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
 
-    stores = {split: tokenized(settings, stage, tokenizer, split) for split in ("train", "validation")}
+    stores = tokenized(settings, stage, tokenizer, TRAINING_SPLITS)
     check_segments(settings, stock.config, stores)
     stage.rows.kept, left_out = len(stores["train"]), stores["train"].left_out
     stage.rows.rejected.update({"empty": left_out} if left_out else {})
@@ -170,7 +173,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         # The compiler makes one kernel of the plain attention's masking and softmax; without it, torch's own is faster.
         stock.set_attn_implementation("eager")
         use_operator(stock)
-    precision = torch.bfloat16 if precision_of(run) == "bf16" else torch.float32
+    precision = type_of(run)
     if not by_autocast and varlen_attention.can_be_used(accelerator.device, precision, settings.dropout):
         stock.set_attn_implementation(varlen_attention.NAME)
     model = packed if by_autocast else RoundedOnce(packed, precision)
@@ -208,27 +211,37 @@ def highest_rate(
     return limit
 
 
-def tokenized(settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, split: str) -> TokenStore:
-    """A split's texts as tokens, from the cache or made now."""
-    data = stage.inputs["data"]["path"]
+def tokenized(
+    settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, splits: Sequence[str]
+) -> dict[str, TokenStore]:
+    """The texts of some splits as tokens, from the cache or made now."""
+    data, cache = stage.inputs["data"]["path"], settings.token_cache or default_cache()
     cutter = Cutter(tokenizer, settings.row_length, settings.image_length, settings.image_words_joiner)
-    if data.startswith(PREFIX):  # both splits in one go: the second may have to be cut from the first
-        splits = ("train", "validation") if split in ("train", "validation") else (split,)
-        column, share = settings.text_column, settings.validation_share
-        content = f"{data} {column} {share}"
-        texts = lambda start: iterate_hub_texts(HubData.parse(data), splits, column, share, start)  # noqa: E731
-    else:
-        splits, with_images = (split,), settings.image_words == "given"
-        content = f"{stage.inputs['data']['sha256']} image words: {settings.image_words}"
-        texts = lambda start: iterate_texts(Path(data), splits, "tokens", with_images, start)  # noqa: E731
 
-    def progress(batches: Iterable[TextBatch]) -> Iterator[TextBatch]:
-        with stage.progress(None, f"tokenizing {split}", unit="text") as bar:
-            for batch in batches:
-                yield batch
-                bar.update(len(batch.texts) + batch.left_out)
+    def read(
+        together: Sequence[str], content: str, texts: Callable[[Place], Iterator[TextBatch]]
+    ) -> dict[str, TokenStore]:
+        def progress(batches: Iterable[TextBatch]) -> Iterator[TextBatch]:
+            with stage.progress(None, f"tokenizing {' and '.join(together)}", unit="text") as bar:
+                for batch in batches:
+                    yield batch
+                    bar.update(len(batch.texts) + batch.left_out)
 
-    return tokenize(texts, splits, content, cutter, settings.token_cache or default_cache(), progress)[split]
+        return tokenize(texts, together, content, cutter, cache, progress)
+
+    if data.startswith(PREFIX):
+        # Training and validation in one go: the second may have to be cut from the first.
+        together = TRAINING_SPLITS if set(splits) <= set(TRAINING_SPLITS) else tuple(splits)
+        named, column, share = HubData.parse(data), settings.text_column, settings.validation_share
+        return read(
+            together, f"{data} {column} {share}", lambda start: iterate_hub_texts(named, together, column, share, start)
+        )
+    content, with_images = stage.inputs["data"]["sha256"], settings.image_words == "given"
+    stores: dict[str, TokenStore] = {}
+    for split in splits:
+        texts = partial(iterate_texts, Path(data), (split,), "tokens", with_images)
+        stores |= read((split,), f"{content} image words: {settings.image_words}", texts)
+    return stores
 
 
 def check_segments(settings: MLMSettings, config: PreTrainedConfig, stores: dict[str, TokenStore]) -> None:
@@ -261,11 +274,16 @@ class MaskedLanguageModelling:
         rows_of_process = math.ceil(rows_of_step(settings.tokens_per_step, settings.row_length) / processes)
         self.rows_at_once = math.ceil(rows_of_process / math.ceil(rows_of_process / settings.run.micro_batch))
         """Rows of a micro-batch: as many in each, so that all have one shape."""
+        self._planned: PackedSteps | None = None
 
     def plan(self, epoch: int) -> PackedSteps:
-        """Optimizer steps of an epoch."""
+        """Optimizer steps of an epoch. The last one asked for is kept: planning looks at the length of every text."""
         settings = self.settings
-        return PackedSteps(self.training, settings.row_length, settings.tokens_per_step, settings.seed, epoch)
+        if self._planned is None or self._planned.epoch != epoch:
+            self._planned = PackedSteps(
+                self.training, settings.row_length, settings.tokens_per_step, settings.seed, epoch
+            )
+        return self._planned
 
     def collate(self, rows: Sequence[np.ndarray], epoch: int) -> Batch:
         """Rows as the model's tensors, masked for this epoch."""
