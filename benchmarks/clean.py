@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from data_prep import text_rules
-from data_prep.clean import CleanSettings, near_words_and_bands
+from data_prep.clean import NEAR_DUPLICATE, CleanSettings, Decisions
 from data_prep.clean import main as clean_main
 from data_prep.near_duplicates import NearDuplicates
 from data_prep.post_frame import TextSettings, iterate_posts, read_frame, with_text_work
-from data_prep.repeats import BLOCK_POSTS, SIGNATURE_HASHES, NearRepeats
+from data_prep.repeats import SIGNATURE_HASHES
 from data_prep.sources.files import post_files
 from data_prep.urls import remove_urls
 from launch.stage import machine, versions
@@ -151,16 +151,9 @@ def recall(source: Path, count: int) -> dict[str, float]:
     posts = posts.take(pa.array(chosen)).combine_chunks()
 
     started_at = time.perf_counter()
-    near = NearRepeats(SIMILARITY)
-    found = np.zeros(len(posts), bool)
-    for start in range(0, len(posts), BLOCK_POSTS):
-        block = posts.slice(start, BLOCK_POSTS).to_batches()[0]
-        matches = near.look_up(*near_words_and_bands(block), np.ones(len(block), bool))
-        repeated = matches.came_before.copy()
-        for row in sorted(matches.earlier):
-            repeated[row] |= any(not repeated[other] for other in matches.earlier[row])
-        near.keep(matches, ~repeated)
-        found[start : start + len(block)] = repeated
+    settings = CleanSettings(input=source, output=Path("unused"), near_duplicates=SIMILARITY, drop_duplicates=False)
+    reasons = Decisions(settings).reasons(posts.to_batches()[0])
+    found = np.array([reason == NEAR_DUPLICATE for reason in reasons])
     seconds = time.perf_counter() - started_at
 
     started_at = time.perf_counter()

@@ -29,6 +29,14 @@ TOKENS_PER_STEP = 8192
 BLOCK = 128
 MASKING_RATE = 0.15
 SIDES = ("line_by_line", "grouped", "best_flags", "ours", "limit")
+SILENT = {
+    "use_cpu": True,
+    "report_to": [],
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""What `Trainer` is told on both sides of a comparison: a CPU, and nothing but training."""
 SIZES = {  # layers, hidden size, heads
     "tiny": (2, 128, 2),
     "small": (4, 512, 8),
@@ -122,21 +130,28 @@ def ours(arguments: argparse.Namespace) -> float:
     log_steps = max(1, steps // 6)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "encoder"
-        settings = {
-            "encoder": Path(arguments.work) / arguments.size,
-            "data": Path(arguments.work) / "corpus",
-            "output": output,
-            "token_cache": Path(arguments.work) / "tokens",
-            "tokens_per_step": TOKENS_PER_STEP,
-            "row_length": BLOCK,
-            "masking_rate": MASKING_RATE,
-            "schedule.steps": steps + 2 * log_steps,
-            "run.compile": "true",
-            "run.log_steps": log_steps,
-        }
-        assert mlm([f"--{name}={value}" for name, value in settings.items()]) == 0
+        assert mlm(flags_of_stage(arguments, output, steps + 2 * log_steps, log_steps)) == 0
         rows = [row for row in iterate_jsonl(output / "metrics.jsonl") if row["event"] == "train"]
     return statistics.median(row["tokens_per_second"] for row in rows[2:])
+
+
+def flags_of_stage(
+    arguments: argparse.Namespace, output: Path, steps: int, log_steps: int, compiled: str = "true"
+) -> list[str]:
+    """What `pretrain/mlm.py` is told."""
+    settings = {
+        "encoder": Path(arguments.work) / arguments.size,
+        "data": Path(arguments.work) / "corpus",
+        "output": output,
+        "token_cache": Path(arguments.work) / "tokens",
+        "tokens_per_step": TOKENS_PER_STEP,
+        "row_length": BLOCK,
+        "masking_rate": MASKING_RATE,
+        "schedule.steps": steps,
+        "run.compile": compiled,
+        "run.log_steps": log_steps,
+    }
+    return [f"--{name}={value}" for name, value in settings.items()]
 
 
 def line_by_line(arguments: argparse.Namespace) -> float:
@@ -156,7 +171,6 @@ def best_flags(arguments: argparse.Namespace) -> float:
 
 def trainer(arguments: argparse.Namespace, grouped: bool, steps: dict[str, int], **flags: bool) -> float:
     """Real tokens per second of `Trainer`, after two steps of warm-up."""
-    from datasets import load_dataset
     from transformers import (
         AutoModelForMaskedLM,
         AutoTokenizer,
@@ -169,14 +183,8 @@ def trainer(arguments: argparse.Namespace, grouped: bool, steps: dict[str, int],
     work = Path(arguments.work)
     tokenizer = AutoTokenizer.from_pretrained(work / arguments.size)
     model = AutoModelForMaskedLM.from_pretrained(work / arguments.size)
-    data = load_dataset("parquet", data_files=str(work / "corpus/data/train-*.parquet"), cache_dir=str(work / "hf"))
-    data = data["train"].map(
-        lambda rows: tokenizer(rows["text"], truncation=True, max_length=BLOCK, return_special_tokens_mask=True),
-        batched=True,
-        remove_columns=["id", "text"],
-    )
+    data = data_of_trainer(work, tokenizer, grouped)
     if grouped:
-        data = data.map(group_texts, batched=True)
         samples = TOKENS_PER_STEP // BLOCK
     else:
         mean_length = sum(map(len, data[:20_000]["input_ids"])) / min(20_000, len(data))
@@ -204,11 +212,7 @@ def trainer(arguments: argparse.Namespace, grouped: bool, steps: dict[str, int],
                 folder,
                 per_device_train_batch_size=samples,
                 max_steps=warm_up + measured,
-                use_cpu=True,
-                report_to=[],
-                logging_strategy="no",
-                save_strategy="no",
-                disable_tqdm=True,
+                **SILENT,
                 **flags,
             ),
             train_dataset=data,
@@ -217,6 +221,19 @@ def trainer(arguments: argparse.Namespace, grouped: bool, steps: dict[str, int],
         ).train()
     # Batches may be fetched one ahead: those of the measured steps are counted from the front.
     return sum(tokens[warm_up : warm_up + measured]) / (Clock.marks[-1] - Clock.marks[warm_up - 1])
+
+
+def data_of_trainer(work: Path, tokenizer: "PreTrainedTokenizerBase", grouped: bool) -> "Dataset":  # noqa: F821
+    """The corpus as the example script tokenizes it: a text a sample, or all texts cut into blocks."""
+    from datasets import load_dataset
+
+    data = load_dataset("parquet", data_files=str(work / "corpus/data/train-*.parquet"), cache_dir=str(work / "hf"))
+    data = data["train"].map(
+        lambda rows: tokenizer(rows["text"], truncation=True, max_length=BLOCK, return_special_tokens_mask=True),
+        batched=True,
+        remove_columns=["id", "text"],
+    )
+    return data.map(group_texts, batched=True) if grouped else data
 
 
 def group_texts(rows: dict) -> dict:

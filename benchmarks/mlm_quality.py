@@ -19,7 +19,7 @@ import time
 from argparse import Namespace
 from pathlib import Path
 
-from mlm import BLOCK, MASKING_RATE, TOKENS_PER_STEP, group_texts, write_corpus
+from mlm import BLOCK, MASKING_RATE, SILENT, TOKENS_PER_STEP, data_of_trainer, write_corpus
 
 EVALUATIONS = 10
 LEARNING_RATE = 5e-4
@@ -110,7 +110,6 @@ def ours(options: Namespace) -> list[list[float]]:
 def trainer(options: Namespace) -> list[list[float]]:
     """The same of `Trainer`: weights are kept on the way, and evaluated at the end as the stage evaluates."""
     import torch
-    from datasets import load_dataset
     from transformers import (
         AutoModelForMaskedLM,
         AutoTokenizer,
@@ -120,17 +119,10 @@ def trainer(options: Namespace) -> list[list[float]]:
         TrainingArguments,
     )
 
-    work = Path(options.work)
     tokenizer = AutoTokenizer.from_pretrained(options.encoder)
     torch.manual_seed(options.seeds[0])
     model = AutoModelForMaskedLM.from_pretrained(options.encoder)
-    data = load_dataset("parquet", data_files=str(work / "corpus/data/train-*.parquet"), cache_dir=str(work / "hf"))
-    data = data["train"].map(
-        lambda rows: tokenizer(rows["text"], truncation=True, max_length=BLOCK, return_special_tokens_mask=True),
-        batched=True,
-        remove_columns=["id", "text"],
-    )
-    data = data.map(group_texts, batched=True)
+    data = data_of_trainer(Path(options.work), tokenizer, grouped=True)
     kept: list[tuple[int, float, dict]] = []
 
     class Keep(TrainerCallback):
@@ -152,11 +144,7 @@ def trainer(options: Namespace) -> list[list[float]]:
             seed=options.seeds[0],
             bf16=True,
             torch_compile=True,
-            use_cpu=True,
-            report_to=[],
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
+            **SILENT,
         )
         collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=MASKING_RATE)
         Keep.started_at = time.perf_counter()
@@ -174,13 +162,13 @@ def evaluation_loss(options: Namespace, state: dict, tokenizer: object) -> float
 
     from launch.precision import RoundedOnce
     from launch.settings import parse_settings
-    from pretrain.mlm import MaskedLanguageModelling, MLMSettings, tokenized
+    from pretrain.mlm import TRAINING_SPLITS, MaskedLanguageModelling, MLMSettings, tokenized
     from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 
     settings = parse_settings(MLMSettings, settings_of_ours(options, Path(options.work) / "unused"))
     data = {"path": settings.data, "sha256": "the same"}
     stage = SimpleNamespace(inputs={"data": data}, progress=lambda *_, **__: tqdm(disable=True))
-    stores = {split: tokenized(settings, stage, tokenizer, split) for split in ("train", "validation")}
+    stores = tokenized(settings, stage, tokenizer, TRAINING_SPLITS)
     stock, _ = load_masked_language_model(str(options.encoder), None)
     stock.load_state_dict(state)
     model = RoundedOnce(PackedMaskedLanguageModel(stock), torch.bfloat16).eval()

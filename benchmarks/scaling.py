@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlm import BLOCK, MASKING_RATE, SIZES, TOKENS_PER_STEP, prepare
+from mlm import SIZES, TOKENS_PER_STEP, flags_of_stage, prepare
 
 PROJECT = Path(__file__).resolve().parent.parent
 SIDES = {"1 process x 1 thread": (1, 1), "1 process x 2 threads": (1, 2), "2 processes x 1 thread": (2, 1)}
@@ -90,20 +90,10 @@ def tokens_per_second(arguments: argparse.Namespace, processes: int, threads: in
 
     log_steps = max(1, (arguments.steps or {"tiny": 48, "small": 12}[arguments.size]) // (LOGGED_ROWS - WARM_UP_ROWS))
     with tempfile.TemporaryDirectory() as folder:
-        settings = {
-            "encoder": Path(arguments.work) / arguments.size,
-            "data": Path(arguments.work) / "corpus",
-            "output": Path(folder) / "encoder",
-            "token_cache": Path(arguments.work) / "tokens",
-            "tokens_per_step": TOKENS_PER_STEP,
-            "row_length": BLOCK,
-            "masking_rate": MASKING_RATE,
-            "schedule.steps": LOGGED_ROWS * log_steps,
-            "run.compile": arguments.compile,
-            "run.log_steps": log_steps,
-        }
-        stage = [str(PROJECT / "pretrain/mlm.py"), *(f"--{name}={value}" for name, value in settings.items())]
-        start(stage, processes, threads)
+        told = flags_of_stage(
+            arguments, Path(folder) / "encoder", LOGGED_ROWS * log_steps, log_steps, compiled=arguments.compile
+        )
+        start([str(PROJECT / "pretrain/mlm.py"), *told], processes, threads)
         rows = [row for row in iterate_jsonl(Path(folder) / "encoder/metrics.jsonl") if row["event"] == "train"]
     return statistics.median(row["tokens_per_second"] for row in rows[WARM_UP_ROWS:])
 

@@ -171,7 +171,7 @@ class Decisions:
         texts = block["clean"].to_pylist() if self._excluded else None
         authors = block["author_id"].to_pylist() if self.settings.posts_per_author else None
         near = (
-            self._near.look_up(*near_words_and_bands(block), block["reason"].is_null().to_numpy(False))
+            self._near.look_up(*_words_and_bands(block), block["reason"].is_null().to_numpy(False))
             if self._near
             else None
         )
@@ -238,7 +238,7 @@ def _shares(batch: pa.RecordBatch) -> np.ndarray:
     return (batch["key"].to_numpy() >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def near_words_and_bands(block: pa.RecordBatch) -> tuple[WordSets, np.ndarray]:
+def _words_and_bands(block: pa.RecordBatch) -> tuple[WordSets, np.ndarray]:
     """What near-duplicates are found by, of posts that `post_frame.with_text_work` gave signatures."""
     sizes = pc.list_value_length(block["word_hashes"]).to_numpy()
     words = WordSets(block["word_hashes"].flatten().to_numpy(), np.concatenate([[0], np.cumsum(sizes)]))

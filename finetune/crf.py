@@ -272,7 +272,7 @@ class _LogPartition(torch.autograd.Function):
             after.append(arrived[-1] @ moved_NP)
         # Sums of weights, made probabilities: of each label at each word, and of the pairs of labels at each two words.
         gradient_B11 = gradient_B.to(weights_BWL.dtype)[:, None, None]
-        is_word_BW1 = _backwards(mask_BW[:, :, None], mask_BW)
+        is_word_BW1 = mask_BW[:, :, None].clone()  # backwards as forwards
         is_word_BW1[:, 0] = True
         labels_BWL = weights_BWL * torch.stack(after, dim=1)
         labels_BWL = (labels_BWL / labels_BWL.sum(dim=2, keepdim=True) * gradient_B11).masked_fill_(~is_word_BW1, 0.0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import bert_config, make_encoder
-from tiny_store import make_store, tweet_lengths
+from tiny_store import make_store, one_by_one, tweet_lengths
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -31,7 +31,7 @@ from pretrain.masking import Masking
 from pretrain.mlm import make_batch
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
-from pretrain.packing import lay_out, pack
+from pretrain.packing import pack
 from pretrain.token_store import TokenStore
 
 VOCABULARY, ROW = 50, 24
@@ -70,24 +70,6 @@ def make_model(architecture: str, attention: str = "sdpa", dtype: torch.dtype = 
 
 def make_texts(lengths: list[int], seed: int = 0) -> TokenStore:
     return make_store(lengths, VOCABULARY, seed)
-
-
-def one_by_one(model: PreTrainedModel, rows: list[np.ndarray], store: TokenStore, epoch: int) -> torch.Tensor:
-    """The stock model's loss, summed over masked tokens: each text alone, logits at every position, labels -100.
-
-    The masks alone are those of the packed rows, which have a share to fill.
-    """
-    laid = lay_out(rows, store, ROW)
-    masked, chosen = MASKING.apply(laid, epoch)
-    total = torch.zeros((), dtype=torch.float64)
-    for sample in range(len(store)):
-        here = laid.samples == sample
-        tokens = store.tokens[store.offsets[sample] : store.offsets[sample + 1]].astype(np.int64)
-        if chosen[here].any():
-            labels = torch.from_numpy(np.where(chosen[here], tokens, -100))[None]
-            mean = model(input_ids=torch.from_numpy(masked[here])[None], labels=labels).loss
-            total = total + mean * int(chosen[here].sum())
-    return total
 
 
 def make_rows(store: TokenStore) -> list[np.ndarray]:
@@ -141,11 +123,11 @@ def test_loss_and_all_gradients_equal_the_stock_models(architecture, attention):
     rows = make_rows(store)
     sparse, weight = packed(model, rows, store, epoch=1)
     sparse_gradients = gradients(model, sparse)
-    dense = one_by_one(make_model(architecture), rows, store, epoch=1)
+    dense = one_by_one(make_model(architecture), rows, store, MASKING, ROW, epoch=1)
     assert 10 < weight < len(rows) * MASKING.most(1, ROW), "some places are filled up"
     torch.testing.assert_close(sparse.double(), dense, **TOLERANCE)
     stock = make_model(architecture)
-    dense_gradients = gradients(stock, one_by_one(stock, rows, store, epoch=1))
+    dense_gradients = gradients(stock, one_by_one(stock, rows, store, MASKING, ROW, epoch=1))
     assert dense_gradients.keys() == sparse_gradients.keys()
     for name, expected in dense_gradients.items():
         # Keys are shifted alike at every position by their bias, which softmax does not see: its gradient is zero.
@@ -171,7 +153,7 @@ def test_the_loss_is_equal_for_any_lengths(lengths, epoch, empty_rows):
     store = make_texts(lengths, seed=epoch)
     rows = make_rows(store)
     with torch.no_grad():
-        expected = one_by_one(BERT, rows, store, epoch)
+        expected = one_by_one(BERT, rows, store, MASKING, ROW, epoch)
         for model in (BERT, BERT_EAGER):
             loss, _ = packed(model, rows, store, epoch, empty_rows)
             torch.testing.assert_close(loss.double(), expected, **TOLERANCE)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_mlm_model import MASKING, ROW, TOLERANCE, gradients, make_model
 from tiny_models import make_encoder, make_ner, make_texts, make_tokenizer
-from tiny_store import make_store
-from transformers import PreTrainedModel, RobertaConfig, RobertaForMaskedLM
+from tiny_store import make_store, one_by_one
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from data_prep import mmsarcasm
 from data_prep.layout import PAIRS_FEATURES, read_split, write_dataset
@@ -107,25 +107,6 @@ def make_pairs(lengths: list[int], seed: int = 0) -> TokenStore:
     return TokenStore(store.tokens, store.kinds, store.offsets, text_lengths.astype(np.int32))
 
 
-def one_by_one(model: PreTrainedModel, rows: list[np.ndarray], store: TokenStore, epoch: int) -> torch.Tensor:
-    """The stock model's loss, summed over masked tokens: each text alone with its token types."""
-    laid = lay_out(rows, store, ROW)
-    masked, chosen = MASKING.apply(laid, epoch)
-    total = torch.zeros((), dtype=torch.float64)
-    for sample in range(len(store)):
-        here = laid.samples == sample
-        tokens = store.tokens[store.offsets[sample] : store.offsets[sample + 1]].astype(np.int64)
-        types = (np.arange(len(tokens)) >= store.text_lengths[sample]).astype(np.int64)
-        if chosen[here].any():
-            mean = model(
-                input_ids=torch.from_numpy(masked[here])[None],
-                token_type_ids=torch.from_numpy(types)[None],
-                labels=torch.from_numpy(np.where(chosen[here], tokens, -100))[None],
-            ).loss
-            total = total + mean * int(chosen[here].sum())
-    return total
-
-
 @pytest.mark.parametrize("attention, as_compiled", [("sdpa", False), ("eager", True)])
 def test_loss_and_gradients_equal_the_stock_models_on_each_pair_alone(attention, as_compiled):
     store = make_pairs([12, 5, ROW, 9, 8, 11, 7, 3, 18, 6])
@@ -135,7 +116,7 @@ def test_loss_and_gradients_equal_the_stock_models_on_each_pair_alone(attention,
         use_operator(model)
     batch = make_batch(rows, store, ROW, len(rows) + 2, MASKING, epoch=1)
     assert int(batch.pop("weight")) > 10
-    loss, expected = PackedMaskedLanguageModel(model)(**batch), one_by_one(stock, rows, store, epoch=1)
+    loss, expected = PackedMaskedLanguageModel(model)(**batch), one_by_one(stock, rows, store, MASKING, ROW, epoch=1)
     torch.testing.assert_close(loss.double(), expected, **TOLERANCE)
     found, wanted = gradients(model, loss), gradients(stock, expected)
     for name, gradient in wanted.items():
