@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,6 +56,44 @@ class Encoded:
         return self.words - len(self.first_piece)
 
 
+@dataclass(frozen=True)
+class PieceInputs:
+    """Tweets as word pieces; see :class:`finetune.inputs.Inputs`."""
+
+    encoded: list[Encoded]
+    pad_token: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Word pieces of each tweet."""
+        return [len(tweet.pieces) for tweet in self.encoded]
+
+    @property
+    def words_truncated(self) -> list[int]:
+        """Words of each tweet that did not fit."""
+        return [tweet.words_truncated for tweet in self.encoded]
+
+    def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
+        """Tensors of some of the tweets, as :func:`collate` makes them."""
+        return collate([self.encoded[tweet] for tweet in tweets], labels, self.pad_token)
+
+
+@dataclass(frozen=True)
+class PieceReader:
+    """Reads tweets as word pieces with an encoder's tokenizer; see :class:`finetune.inputs.Reader`."""
+
+    tokenizer: PreTrainedTokenizerBase
+    layout: InputFormat
+
+    def read(self, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]]) -> PieceInputs:
+        """Tweets as :func:`encode` lays them out."""
+        return PieceInputs(encode(words, image_words, self.tokenizer, self.layout), self.tokenizer.pad_token_id)
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer; the layout is part of the model's configuration."""
+        self.tokenizer.save_pretrained(folder)
+
+
 def encode(
     words_of_tweets: Sequence[Sequence[str]],
     image_words_of_tweets: Sequence[Sequence[str]],
@@ -99,7 +138,7 @@ def collate(
     labels: Sequence[Sequence[int]] | None,
     pad_token: int,
 ) -> dict[str, torch.Tensor]:
-    """Tensors of a batch for :class:`finetune.systems.msb.WordTagger`, padded to the longest tweet in it.
+    """Tensors of a batch for :class:`finetune.tagger.PieceTagger`, padded to the longest tweet in it.
 
     ``labels`` are ids for each word. Token types are 0 in the first segment and the padding, 1 in the image words.
     """

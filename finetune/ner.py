@@ -13,42 +13,33 @@ import torch
 from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedModel
 
 from data_prep.layout import ENTITY_TYPES
-from finetune.features import InputFormat
-from finetune.recognizer import add_model_code
-from finetune.systems.msb import MSBConfig, MSBForTokenClassification, WordTagger, without_pooler
-from finetune.tagging import Tagging, predict, read_split, score, write_predictions
+from finetune.features import InputFormat, PieceReader
+from finetune.systems.msb import MSBConfig, MSBForTokenClassification, without_pooler
+from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
+from finetune.training import RecognizerSettings, read_splits, train_recognizer
 from launch.errors import InputError
-from launch.files import write_json_whole
-from launch.loop import OptimizerSettings, make_accelerator, make_optimizer, train
+from launch.loop import OptimizerSettings, make_accelerator
 from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage
-from launch.training_stage import TrainingStageSettings, describe_encoder, export, load_weights, run_training_stage
+from launch.training_stage import EncoderStageSettings, describe_encoder, run_training_stage
 
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NERSettings(TrainingStageSettings):
-    """Settings of `finetune/ner.py`. The data are a `ner` data set with splits `train`, `validation` and `test`."""
+class NERSettings(EncoderStageSettings, RecognizerSettings):
+    """Settings of `finetune/ner.py`."""
 
     head: Literal["softmax", "crf"] = "crf"
     """What decides the labels: a softmax for each word, or a linear-chain CRF over the words."""
-    scheme: Literal["BIO", "BIOES"] = "BIO"
-    """Tag scheme of the labels the model learns; scores are always taken on BIO."""
-    image_words: Literal["given", "shuffled", "none"] = "given"
-    """Second segment: the tweet's own image words, another tweet's (an ablation), or nothing."""
     input: InputFormat = field(default_factory=InputFormat)
     """Lengths and form of the model's input."""
     head_learning_rate: float = 5e-3
     """Peak learning rate of the linear layer and the CRF; `optimizer.learning_rate` is the encoder's."""
-    tweets_per_step: int = 16
-    """Global batch of an optimizer step, in tweets."""
     dropout: float | None = None
     """Dropout of the encoder and before the head; null keeps the encoder's own."""
-    patience: int | None = None
-    """Stop after this many epochs without a better F1 on `validation`; null trains to the end."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=3e-4))
     """The optimizer, AdamW."""
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=10))
@@ -66,57 +57,18 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     accelerator = make_accelerator(settings.run)
     stage.seeds = [settings.seed]
 
-    torch.manual_seed(settings.seed)
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
     check_encoder(settings)
     tokenizer = load_tokenizer(settings.encoder)
+    reader = PieceReader(tokenizer, settings.input)
+    torch.manual_seed(settings.seed)
     model, new_parameters = build_model(settings, scheme)
     check_vocabulary(settings.encoder, model, tokenizer)
     stage.facts["encoder"] = describe_encoder(model, new_parameters)
 
-    splits = {
-        name: read_split(settings.data, name, tokenizer, settings.input, settings.image_words, settings.seed)
-        for name in ("train", "validation", "test")
-    }
-    stage.rows.taken = stage.rows.kept = sum(len(split.rows) for split in splits.values())
-    stage.facts["data"] = {
-        name: {"tweets": len(split.rows), "words_truncated": split.words_truncated} for name, split in splits.items()
-    }
-
-    task = Tagging(splits["train"], splits["validation"], scheme, settings.tweets_per_step, settings.seed)
-    tagger = WordTagger(model)
-    weights = train(
-        stage,
-        accelerator,
-        tagger,
-        make_optimizer(tagger, settings.optimizer, lambda name: learning_rate_of(name, settings)),
-        task,
-        seed=settings.seed,
-        schedule=settings.schedule,
-        run=settings.run,
-        maximum_gradient_norm=settings.optimizer.maximum_gradient_norm,
-        size_unit="tweets",
-        best_by="f1_conlleval",
-        patience=settings.patience,
-    )
-
-    # The best weights in a model of its own, on every process, whatever DDP or DeepSpeed made of the trained one.
-    model, _ = build_model(settings, scheme)
-    load_weights(model, weights, prefix="model.")
-    tagger = WordTagger(model).to(accelerator.device).eval()
-    scores = {}
-    for name in ("validation", "test"):
-        predicted = predict(tagger, splits[name], scheme, accelerator)
-        scores[name] = score(splits[name], predicted)
-        f1 = {convention: scores[name][convention]["micro"]["f1"] for convention in ("conlleval", "strict")}
-        stage.log(f"{name}: " + ", ".join(f"F1 {100 * value:.2f} ({convention})" for convention, value in f1.items()))
-        if stage.is_main_process:
-            write_predictions(stage.folder / "predictions" / f"{name}.jsonl", splits[name], predicted)
-    if stage.is_main_process:
-        write_json_whole(stage.folder / "scores.json", scores)
-    export(stage, accelerator, model, tokenizer, weights, prefix="model.")
-    if stage.is_main_process:
-        add_model_code(stage.folder)
+    splits = read_splits(settings, stage, reader)
+    learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
+    train_recognizer(settings, stage, accelerator, splits, scheme, reader, PieceTagger(model), learning_rates)
 
 
 def check_encoder(settings: NERSettings) -> None:

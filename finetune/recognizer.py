@@ -15,35 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedConfig
 
 from finetune.crf import PENALTY
-from finetune.features import Encoded, InputFormat, collate, encode
+from finetune.inputs import Inputs, Reader
 from finetune.post_words import PostWords, encodable
 from finetune.scorer import spans
-from finetune.systems.msb import MSBConfig, MSBForTokenClassification, WordTagger
+from finetune.systems.registry import STOCK, SYSTEMS
+from finetune.tagger import Tagger
 from finetune.tags import TagScheme, split_tag
 from launch.errors import InputError
-from launch.pretrained import encoder_input, load_pretrained, load_tokenizer
-
-CODE_FILES = ("systems/msb.py", "crf.py", "tags.py")
-"""What a model with a CRF needs to load with ``trust_remote_code``, without this toolkit."""
+from launch.pretrained import encoder_input, load_pretrained
 
 READ_AT_ONCE = 64
 """Posts that go through the model together."""
 
 ImageWords = Sequence[Sequence[str] | str | None]
 """For each post what is known of its image: words, or one text such as a caption, or nothing."""
-
-# Without this, transformers would ask whether to run the code beside the weights, which is ours.
-AutoConfig.register(MSBConfig.model_type, MSBConfig, exist_ok=True)
-AutoModelForTokenClassification.register(MSBConfig, MSBForTokenClassification, exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -82,22 +70,20 @@ class Recognizer:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tagger: Tagger,
+        reader: Reader,
         scheme: TagScheme,
-        layout: InputFormat,
         reads_image_words: bool,
         device: str | None = None,
     ) -> None:
         try:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            self.tagger = WordTagger(model).to(self.device).eval()
+            self.tagger = tagger.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it has not
             reason = str(error).splitlines()[0]
             raise InputError(f"device {device}: cannot be used ({reason}). Give one that torch has, as cpu.") from None
-        self.tokenizer = tokenizer
+        self.reader = reader
         self.scheme = scheme
-        self.layout = layout
         self.reads_image_words = reads_image_words
 
     @classmethod
@@ -109,19 +95,14 @@ class Recognizer:
         """
         name = str(model)
         config = _read_config(name)
-        model_class = (
-            MSBForTokenClassification
-            if config.get("model_type") == MSBConfig.model_type
-            else AutoModelForTokenClassification
-        )
-        loaded, _ = load_pretrained(model_class, name, ())
+        system = SYSTEMS.get(config.get("model_type"), STOCK)
+        loaded, _ = load_pretrained(system.model_class, name, ())
         scheme = _scheme_of(name, loaded.config)
         try:
-            layout = InputFormat(**config["msb_input"])
+            reader = system.load_reader(name, config)
         except (TypeError, ValueError) as error:
             raise _no_recognizer(name, f"msb_input in its config.json is not understood ({error})") from None
-        tokenizer = load_tokenizer(name)
-        return cls(loaded, tokenizer, scheme, layout, bool(config.get("msb_image_words")), device)
+        return cls(system.tagger_class(loaded), reader, scheme, bool(config.get("msb_image_words")), device)
 
     def entities(self, texts: Sequence[str], image_words: ImageWords | None = None) -> list[list[Entity]]:
         """The entities of raw texts, in order, not overlapping; places and spelling are those of the text as given."""
@@ -140,20 +121,22 @@ class Recognizer:
             raise ValueError(f"{len(posts)} posts, but image words for {len(image_words)}")
         else:
             words_of_images = [_as_list(words) for words in image_words]
-        encoded = encode([post.words for post in posts], words_of_images, self.tokenizer, self.layout)
+        inputs = self.reader.read([post.words for post in posts], words_of_images)
+        lengths = inputs.lengths
         # Posts of like length together, so that little is padding.
-        order = sorted(range(len(posts)), key=lambda index: -len(encoded[index].pieces))
+        order = sorted(range(len(posts)), key=lambda index: -lengths[index])
         results: list[Recognized | None] = [None] * len(posts)
         for start in range(0, len(order), READ_AT_ONCE):
             chosen = order[start : start + READ_AT_ONCE]
-            found = self._recognize_batch([posts[i] for i in chosen], [encoded[i] for i in chosen])
+            found = self._recognize_batch([posts[i] for i in chosen], inputs, chosen)
             for index, result in zip(chosen, found, strict=True):
                 results[index] = result
         return results
 
     @torch.inference_mode()
-    def _recognize_batch(self, posts: list[PostWords], encoded: list[Encoded]) -> list[Recognized]:
-        batch = {name: x.to(self.device) for name, x in collate(encoded, None, self.tokenizer.pad_token_id).items()}
+    def _recognize_batch(self, posts: list[PostWords], inputs: Inputs, chosen: list[int]) -> list[Recognized]:
+        """What is found in ``posts``, which are the ``chosen`` of the inputs."""
+        batch = {name: x.to(self.device) for name, x in inputs.batch(chosen).items()}
         word_mask_BW = batch.pop("word_mask_BW")
         emissions_BWL = self.tagger.emissions(**batch)
         ids_of_posts = self.tagger.decode(emissions_BWL, word_mask_BW)
@@ -176,9 +159,8 @@ class Recognizer:
             post = posts[row]
             begin, stop = post.slots[first][0], post.slots[end - 1][1]
             entities[row].append(Entity(post.text[begin:stop], entity_type, begin, stop, score))
-        return [
-            Recognized(entities[row], tags_of_posts[row], encoded[row].words_truncated) for row in range(len(posts))
-        ]
+        truncated = inputs.words_truncated
+        return [Recognized(entities[row], tags_of_posts[row], truncated[i]) for row, i in enumerate(chosen)]
 
     def _scores(
         self,
@@ -225,14 +207,16 @@ def add_model_code(folder: Path) -> None:
     """
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
-    if config["model_type"] != MSBConfig.model_type:
+    system = SYSTEMS.get(config["model_type"], STOCK)
+    if not system.code_files:
         return
-    for name in CODE_FILES:
+    for name in system.code_files:
         source = (Path(__file__).parent / name).read_text(encoding="utf-8")
         (folder / Path(name).name).write_text(source.replace("from finetune.", "from ."), encoding="utf-8")
+    module = Path(system.code_files[0]).stem
     config["auto_map"] = {
-        "AutoConfig": "msb.MSBConfig",
-        "AutoModelForTokenClassification": "msb.MSBForTokenClassification",
+        "AutoConfig": f"{module}.{system.model_class.config_class.__name__}",
+        "AutoModelForTokenClassification": f"{module}.{system.model_class.__name__}",
     }
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import PreTrainedTokenizerBase
 
 from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
 from finetune import scorer
-from finetune.features import Encoded, InputFormat, collate, encode, shuffled
-from finetune.systems.msb import WordTagger
+from finetune.features import shuffled
+from finetune.inputs import Inputs, Reader
+from finetune.tagger import Tagger
 from finetune.tags import TagScheme, bio_to_bioes, check_tags
 from launch.errors import InputError
 from launch.files import write_text_whole
@@ -33,22 +33,24 @@ PREDICTED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Split:
-    """A split's rows, and its tweets as the model reads them."""
+    """A split's rows, and its tweets as the system reads them."""
 
     rows: list[dict[str, Any]]
-    encoded: list[Encoded]
-    pad_token: int
+    inputs: Inputs
 
     @property
     def words_truncated(self) -> int:
         """Words that did not fit the model's input; they are scored as predicted ``O``."""
-        return sum(tweet.words_truncated for tweet in self.encoded)
+        return sum(self.inputs.words_truncated)
+
+    @classmethod
+    def of(cls, rows: list[dict[str, Any]], reader: Reader) -> Split:
+        """Rows of :func:`read_rows`, read."""
+        return cls(rows, reader.read([row["tokens"] for row in rows], [row["image_words"] for row in rows]))
 
 
-def read_split(
-    folder: Path, name: str, tokenizer: PreTrainedTokenizerBase, layout: InputFormat, image_words: str, seed: int
-) -> Split:
-    """Read and encode a split; ``image_words`` is ``given``, ``shuffled`` (by ``seed``) or ``none``.
+def read_rows(folder: Path, name: str, image_words: str, seed: int) -> list[dict[str, Any]]:
+    """Rows of a split, with the image words that the system shall read: ``given``, ``shuffled`` (by ``seed``) or ``none``.
 
     Raises InputError where image words are asked for and no tweet has any, and for tags that are not those of a `ner`
     data set.
@@ -73,7 +75,7 @@ def read_split(
         words = [[] for _ in rows]
     for row, read in zip(rows, words, strict=True):
         row["image_words"] = list(read)  # what the model reads, for the predictions file
-    return Split(rows, encode([row["tokens"] for row in rows], words, tokenizer, layout), tokenizer.pad_token_id)
+    return rows
 
 
 def tag_problem(row: dict[str, Any]) -> str | None:
@@ -104,7 +106,7 @@ class Tagging:
             [scheme.encode([NER_TAGS[tag] for tag in row["ner_tags"]]) for row in split.rows]
             for split in (training, validation)
         )
-        self.lengths = np.asarray([len(tweet.pieces) for tweet in training.encoded])
+        self.lengths = np.asarray(training.inputs.lengths)
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Steps of an epoch: tweets in random order, sorted by length within pools; then the steps in random order."""
@@ -150,7 +152,7 @@ class Tagging:
 
 
 @torch.no_grad()
-def predict(tagger: WordTagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
+def predict(tagger: Tagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
     """BIO tags of each tweet of a split, over its source tokens; the processes share the work."""
     labelled = []
     for tweets, _, batch in batches(split, accelerator):
@@ -176,7 +178,8 @@ def batches(
     split: Split, accelerator: Accelerator, labels: list[list[int]] | None = None
 ) -> Iterator[tuple[list[int], bool, Batch]]:
     """This process's share of a split, longest first: indexes of tweets, whether this process counts them, tensors."""
-    order = sorted(range(len(split.rows)), key=lambda index: -len(split.encoded[index].pieces))
+    lengths = split.inputs.lengths
+    order = sorted(range(len(split.rows)), key=lambda index: -lengths[index])
     for tweets, counts in micro_batches(order, PREDICTED_AT_ONCE, accelerator.process_index, accelerator.num_processes):
         yield tweets, counts, to_device(make_batch(split, tweets, labels), accelerator.device)
 
@@ -184,7 +187,7 @@ def batches(
 def make_batch(split: Split, tweets: Sequence[int], labels: list[list[int]] | None) -> Batch:
     """Tensors of some of a split's tweets."""
     chosen = None if labels is None else [labels[index] for index in tweets]
-    return collate([split.encoded[index] for index in tweets], chosen, split.pad_token)
+    return split.inputs.batch(tweets, chosen)
 
 
 def gold_tags(split: Split) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What the two training stages (`pretrain/mlm.py`, `finetune/ner.py`) have in common beside the loop."""
+"""What the training stages (`pretrain/mlm.py`, `finetune/ner.py` and others) have in common beside the loop."""
 
 import json
 import os
@@ -11,7 +11,8 @@ from typing import Any
 
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel
 
 from launch.interruption import stopping_when_asked
 from launch.loop import OptimizerSettings, RunSettings, TrainingError, last_good, told_where_it_fails
@@ -31,8 +32,6 @@ WAITED_IN_VAIN = ("Timed out waiting", "Wait timeout")
 class TrainingStageSettings(PublishingSettings):
     """Settings of every training stage."""
 
-    encoder: str = field(metadata=NOT_IDENTITY)
-    """Folder or Hub id of the encoder to start from."""
     data: Path = field(metadata=NOT_IDENTITY)
     """Folder of the data set to train on."""
     seed: int = 1
@@ -49,6 +48,14 @@ class TrainingStageSettings(PublishingSettings):
     def __post_init__(self) -> None:
         """Refuse trackers that are not known."""
         parse_trackers(self.trackers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderStageSettings(TrainingStageSettings):
+    """Settings of a training stage that starts from an encoder."""
+
+    encoder: str = field(metadata=NOT_IDENTITY)
+    """Folder or Hub id of the encoder to start from."""
 
 
 def run_training_stage(
@@ -100,25 +107,25 @@ def export(
     stage: Stage,
     accelerator: Accelerator,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    weights: Path,
-    prefix: str = "",
+    save_tokenizer: Callable[[Path], object],
 ) -> None:
     """Write the trained model as a plain Hugging Face folder into the stage's, which no longer needs its checkpoints.
 
-    ``weights`` holds a state dict of the trained module, in which ``model`` is the part called ``prefix``.
+    ``save_tokenizer`` writes what makes the model's inputs into the folder.
     """
     if accelerator.is_main_process:
-        load_weights(model, weights, prefix)
         with told_where_it_fails(stage.folder, "the trained model"):
             model.save_pretrained(stage.folder)
-            tokenizer.save_pretrained(stage.folder)
+            save_tokenizer(stage.folder)
         stage.scratch.append(stage.folder / "checkpoints")
     accelerator.wait_for_everyone()
 
 
-def load_weights(model: PreTrainedModel, weights: Path, prefix: str = "") -> None:
-    """Put trained weights into ``model``, every one of them."""
+def load_weights(model: nn.Module, weights: Path, prefix: str = "") -> None:
+    """Put trained weights into ``model``, every one of them.
+
+    ``weights`` holds a state dict of the trained module, in which ``model`` is the part called ``prefix``.
+    """
     state_dict = {name.removeprefix(prefix): tensor for name, tensor in load_file(str(weights)).items()}
     model.load_state_dict(state_dict)
 

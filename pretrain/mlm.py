@@ -39,7 +39,7 @@ from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage, partial_folder
-from launch.training_stage import TrainingStageSettings, describe_encoder, export, run_training_stage
+from launch.training_stage import EncoderStageSettings, describe_encoder, export, load_weights, run_training_stage
 from pretrain import varlen_attention
 from pretrain.cutter import Cutter
 from pretrain.embedding import use_operator
@@ -64,7 +64,7 @@ SHORTEST_ROW = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class MLMSettings(TrainingStageSettings):
+class MLMSettings(EncoderStageSettings):
     """Settings of `pretrain/mlm.py`. The data are a `corpus` or `ner` data set with splits `train` and `validation`."""
 
     data: str = field(metadata=NOT_IDENTITY)
@@ -193,7 +193,8 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
         highest_rate=highest_rate(settings, stage, accelerator, stock.config, precision),
     )
     trained, _ = load_masked_language_model(settings.encoder, dropout=None)
-    export(stage, accelerator, trained, tokenizer, weights, prefix="model." if by_autocast else "inner.model.")
+    load_weights(trained, weights, prefix="model." if by_autocast else "inner.model.")
+    export(stage, accelerator, trained, tokenizer.save_pretrained)
 
 
 def highest_rate(

@@ -5,7 +5,7 @@
 Each word is labelled at its first piece. Without a CRF the model is a stock ``…ForTokenClassification``; with one it is
 :class:`MSBForTokenClassification`, whose CRF runs over words, not pieces.
 
-Shapes: B tweets, T word pieces of the longest, W words of the longest, L labels, H hidden size.
+Shapes: B tweets, T word pieces of the longest, L labels, H hidden size.
 """
 
 import inspect
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
@@ -89,7 +88,8 @@ class MSBForTokenClassification(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         **options: Any,
     ) -> TokenClassifierOutput:
-        """Scores of each label at each piece, ``logits`` [B, T, L]; see :class:`WordTagger` for words and the CRF."""
+        """Scores of each label at each piece, ``logits`` [B, T, L]; see
+        :class:`finetune.tagger.PieceTagger` for words and the CRF."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         hidden_BTH = self.encoder(**inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BTH)))
@@ -99,60 +99,3 @@ def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """The option that leaves out an encoder's pooling layer, which nothing here reads, where it has one."""
     has_option = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
     return {"add_pooling_layer": False} if has_option else {}
-
-
-class WordTagger(nn.Module):
-    """Words in, a label for each word out: what the training loop and the recognizer use of either kind of MSB.
-
-    The loss is the softmax cross-entropy of each word's first piece, or the CRF's negative log-likelihood; both are
-    sums, to be divided by the number of words.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def emissions(
-        self,
-        input_ids_BT: torch.Tensor,
-        attention_mask_BT: torch.Tensor,
-        token_type_ids_BT: torch.Tensor,
-        first_piece_BW: torch.Tensor,
-    ) -> torch.Tensor:
-        """Scores [B, W, L], in fp32, of each label at each word's first piece."""
-        logits_BTL = self.model(
-            input_ids=input_ids_BT, attention_mask=attention_mask_BT, token_type_ids=token_type_ids_BT
-        ).logits.float()
-        return logits_BTL.gather(1, first_piece_BW[:, :, None].expand(-1, -1, logits_BTL.shape[2]))
-
-    def forward(self, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        """The loss, summed over the words of the batch."""
-        return self.loss(self.emissions(**inputs), word_mask_BW, labels_BW)
-
-    def loss(self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor) -> torch.Tensor:
-        """The loss of given emissions, summed over the words of the batch."""
-        if self.has_crf:
-            return self.model.crf(emissions_BWL, labels_BW, word_mask_BW).sum()
-        labels_BW = labels_BW.masked_fill(~word_mask_BW, -100)
-        return functional.cross_entropy(emissions_BWL.flatten(0, 1), labels_BW.flatten(), reduction="sum")
-
-    def decode(self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor) -> list[list[int]]:
-        """The best label ids of each tweet's words."""
-        if self.has_crf:
-            return self.model.crf.decode(emissions_BWL, word_mask_BW)
-        words = word_mask_BW.sum(dim=1).tolist()
-        return [row[:n] for row, n in zip(emissions_BWL.argmax(dim=2).tolist(), words, strict=True)]
-
-    def log_probability(
-        self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor
-    ) -> torch.Tensor:
-        """Log-probability [B], in nats, of all labels of each tweet."""
-        if self.has_crf:
-            return -self.model.crf(emissions_BWL, labels_BW, word_mask_BW)
-        log_p_BW = emissions_BWL.log_softmax(dim=2).gather(2, labels_BW[:, :, None])[:, :, 0]
-        return (log_p_BW * word_mask_BW).sum(dim=1)
-
-    @property
-    def has_crf(self) -> bool:
-        """Whether a CRF decides the labels."""
-        return getattr(self.model, "crf", None) is not None

@@ -10,7 +10,8 @@ from transformers import AutoModel, AutoModelForTokenClassification
 
 from finetune.features import InputFormat, collate, encode
 from finetune.ner import NERSettings, build_model, learning_rate_of
-from finetune.systems.msb import MSBForTokenClassification, WordTagger
+from finetune.systems.msb import MSBForTokenClassification
+from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
 from launch.loop import make_optimizer
 
@@ -26,12 +27,12 @@ def settings(encoder) -> NERSettings:
     return NERSettings(output=Path("out"), data=Path("data"), encoder=str(encoder), input=LAYOUT)
 
 
-def make_tagger(settings: NERSettings, scheme: str = "BIO") -> WordTagger:
+def make_tagger(settings: NERSettings, scheme: str = "BIO") -> PieceTagger:
     torch.manual_seed(7)
     model, _ = build_model(settings, TagScheme(scheme))
     if settings.head == "crf":
         torch.nn.init.normal_(model.crf.transitions)
-    return WordTagger(model).eval()
+    return PieceTagger(model).eval()
 
 
 def make_batch(tokenizer, tweets: list[int], scheme: str = "BIO") -> dict[str, torch.Tensor]:
@@ -41,11 +42,11 @@ def make_batch(tokenizer, tweets: list[int], scheme: str = "BIO") -> dict[str, t
     return batch
 
 
-def emissions_of(tagger: WordTagger, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def emissions_of(tagger: PieceTagger, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return tagger.emissions(**{name: x for name, x in batch.items() if name not in ("word_mask_BW", "labels_BW")})
 
 
-def plain_emissions(tagger: WordTagger, tokenizer, tweet: int) -> torch.Tensor:
+def plain_emissions(tagger: PieceTagger, tokenizer, tweet: int) -> torch.Tensor:
     """Scores [W, L] of one tweet, piece by piece, as the definition says."""
     words, image = [], tokenizer(", ".join(IMAGE_WORDS[tweet]), add_special_tokens=False)["input_ids"]
     pieces, places = [tokenizer.cls_token_id], []
@@ -134,7 +135,7 @@ def test_dropout_setting(settings, head):
 
 def test_learning_rates(settings):
     settings = replace(settings, head="crf", head_learning_rate=0.5)
-    names = [name for name, _ in WordTagger(build_model(settings, TagScheme())[0]).named_parameters()]
+    names = [name for name, _ in PieceTagger(build_model(settings, TagScheme())[0]).named_parameters()]
     fast = [name for name in names if learning_rate_of(name, settings) == 0.5]
     assert sorted(fast) == [
         "model.classifier.bias",

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tiny_ner import bert_config, make_tokenizer
 from transformers import BertForTokenClassification
 
-from finetune.features import InputFormat
+from finetune.features import InputFormat, PieceReader
 from finetune.post_words import PostWords
 from finetune.recognizer import Entity, Recognizer
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
+from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
 from launch.errors import InputError
 
@@ -44,7 +45,7 @@ def random_recognizer(head: str, scheme: TagScheme, reads_image_words: bool = Tr
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     if head == "crf":
         torch.nn.init.normal_(model.crf.transitions)
-    return Recognizer(model, tokenizer, scheme, InputFormat(24, 6), reads_image_words)
+    return Recognizer(PieceTagger(model), PieceReader(tokenizer, InputFormat(24, 6)), scheme, reads_image_words)
 
 
 def found(entities: list[Entity]) -> list[tuple[str, str]]:
@@ -100,7 +101,7 @@ def test_scores_are_the_probability_of_the_entity_by_enumeration(head, scheme):
         if not result.entities or checked > 12:
             continue
         checked += 1
-        inputs = recognizer.tokenizer(" ".join(words), return_tensors="pt")
+        inputs = recognizer.reader.tokenizer(" ".join(words), return_tensors="pt")
         with torch.no_grad():
             emissions_WL = recognizer.tagger.model(**inputs).logits[0, 1:-1].double()
         paths = torch.tensor(list(itertools.product(range(len(labels)), repeat=4)))
@@ -185,7 +186,7 @@ def test_other_types_than_the_papers(tmp_path):
     model.config.label2id = {label: i for i, label in model.config.id2label.items()}
     model.config.msb_input, model.config.msb_scheme = {"maximum_length": 24, "image_length": 6}, "BIO"
     model.save_pretrained(tmp_path)
-    recognizer.tokenizer.save_pretrained(tmp_path)
+    recognizer.reader.tokenizer.save_pretrained(tmp_path)
     loaded = Recognizer.from_pretrained(tmp_path)
     assert loaded.scheme == recognizer.scheme and not loaded.reads_image_words
     types = {entity.type for entity in loaded.entities(["saw maria in oslo with the acme corp"])[0]}
@@ -225,7 +226,7 @@ def test_places_that_hold_no_recognizer(tmp_path, encoder, monkeypatch):
         with pytest.raises(InputError, match=f"{name}: not a recognizer: .*{message}.*finetune/ner.py"):
             Recognizer.from_pretrained(name)
     with pytest.raises(InputError, match="device thermometer: cannot be used"):
-        Recognizer(ANYTHING.tagger.model, ANYTHING.tokenizer, TagScheme(), InputFormat(), True, "thermometer")
+        Recognizer(ANYTHING.tagger, ANYTHING.reader, TagScheme(), True, "thermometer")
 
 
 def test_code_beside_the_weights_is_not_run(trained, tmp_path):

@@ -11,14 +11,15 @@ from transformers import BertForTokenClassification
 
 from data_prep.layout import NER_FEATURES, write_dataset
 from finetune import scorer
-from finetune.features import InputFormat, encode
-from finetune.systems.msb import WordTagger
-from finetune.tagging import Split, Tagging, assemble, predict, read_split, score, tag_problem, write_predictions
+from finetune.features import InputFormat, PieceReader
+from finetune.tagger import PieceTagger
+from finetune.tagging import Split, Tagging, assemble, predict, read_rows, score, tag_problem, write_predictions
 from finetune.tags import TagScheme
 from launch.errors import InputError
 
 TOKENIZER = make_tokenizer()
 LAYOUT = InputFormat(maximum_length=12, image_length=4)
+READER = PieceReader(TOKENIZER, LAYOUT)
 SCHEME = TagScheme("BIO")
 
 ROWS = [
@@ -36,16 +37,15 @@ ROWS = [
 
 
 def make_split(rows=ROWS) -> Split:
-    encoded = encode([row["tokens"] for row in rows], [row["image_words"] for row in rows], TOKENIZER, LAYOUT)
-    return Split(rows, encoded, TOKENIZER.pad_token_id)
+    return Split.of(rows, READER)
 
 
-def make_tagger() -> WordTagger:
+def make_tagger() -> PieceTagger:
     torch.manual_seed(3)
     model = BertForTokenClassification(bert_config(len(TOKENIZER), num_labels=9))
     torch.nn.init.normal_(model.bert.embeddings.word_embeddings.weight)
     torch.nn.init.normal_(model.classifier.weight)
-    return WordTagger(model).eval()
+    return PieceTagger(model).eval()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def folder(tmp_path):
 
 def perfect(split: Split) -> list[tuple[int, list[int]]]:
     """What a tagger gives that knows the training tags, of the words that it reads."""
-    return [(i, row["ner_tags"][: len(split.encoded[i].first_piece)]) for i, row in enumerate(split.rows)]
+    return [(i, row["ner_tags"][: len(split.inputs.encoded[i].first_piece)]) for i, row in enumerate(split.rows)]
 
 
 def test_predictions_are_put_back_among_the_source_tokens(accelerator):
@@ -114,7 +114,7 @@ def test_evaluation_equals_plain_loss_and_scores(accelerator):
     with torch.no_grad():
         metrics = task.evaluate(tagger, accelerator)
     loss = words = 0
-    for row, encoded in zip(split.rows, split.encoded, strict=True):
+    for row, encoded in zip(split.rows, split.inputs.encoded, strict=True):
         types = [0] * encoded.text_length + [1] * (len(encoded.pieces) - encoded.text_length)
         logits = tagger.model(torch.tensor([encoded.pieces]), token_type_ids=torch.tensor([types])).logits[0]
         for place, label in zip(encoded.first_piece, row["ner_tags"], strict=False):
@@ -160,7 +160,7 @@ def test_plan_takes_every_tweet_once_in_batches_of_like_length():
 
 
 def test_image_words_given_shuffled_or_none(folder):
-    read = lambda mode, seed=1: read_split(folder, "train", TOKENIZER, LAYOUT, mode, seed)  # noqa: E731
+    read = lambda mode, seed=1: Split.of(read_rows(folder, "train", mode, seed), READER)  # noqa: E731
     own = [row["image_words"] for row in ROWS]
     given, others, none = read("given"), read("shuffled"), read("none")
     assert [row["image_words"] for row in given.rows] == own
@@ -168,16 +168,16 @@ def test_image_words_given_shuffled_or_none(folder):
     assert [row["image_words"] for row in none.rows] == [[]] * 4
     # The rows tell what the model reads.
     for split in (given, others, none):
-        assert split.encoded == make_split(split.rows).encoded
-    assert given.encoded[1] != others.encoded[1] != none.encoded[1]
+        assert split.inputs == make_split(split.rows).inputs
+    assert given.inputs.encoded[1] != others.inputs.encoded[1] != none.inputs.encoded[1]
     assert [row["image_words"] for row in read("shuffled").rows] == [row["image_words"] for row in others.rows]
 
 
 def test_image_words_that_are_not_there_are_refused(folder):
     for mode in ("given", "shuffled"):
         with pytest.raises(InputError, match=f"no tweet of its test split has image words.*{mode}.*--image_words none"):
-            read_split(folder, "test", TOKENIZER, LAYOUT, mode, 1)
-    assert len(read_split(folder, "test", TOKENIZER, LAYOUT, "none", 1).rows) == 4
+            read_rows(folder, "test", mode, 1)
+    assert len(read_rows(folder, "test", "none", 1)) == 4
 
 
 @pytest.mark.parametrize(

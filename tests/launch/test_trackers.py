@@ -12,7 +12,7 @@ from launch.training_stage import TrainingStageSettings
 
 @pytest.fixture
 def stage(tmp_path) -> Stage:
-    settings = TrainingStageSettings(encoder="bert", data=Path("data"), output=tmp_path / "run", trackers="tensorboard")
+    settings = TrainingStageSettings(data=Path("data"), output=tmp_path / "run", trackers="tensorboard")
     stage = Stage("mlm", settings, {})
     stage.folder.mkdir()
     return stage
@@ -22,7 +22,7 @@ def test_names():
     assert parse_trackers("tensorboard, wandb") == ("tensorboard", "wandb")
     assert parse_trackers(None) == parse_trackers("") == ()
     with pytest.raises(ValueError, match="'tensorbord' is not one of tensorboard, trackio, wandb"):
-        TrainingStageSettings(encoder="bert", data=Path("data"), output=Path("run"), trackers="tensorbord")
+        TrainingStageSettings(data=Path("data"), output=Path("run"), trackers="tensorbord")
 
 
 def test_a_package_that_is_missing_is_named(stage, monkeypatch):

@@ -1,0 +1,84 @@
+"""Taggers: words in, a label for each word out. What the training loop and the recognizer use of every system's model.
+
+Shapes: B tweets, T word pieces of the longest, W words of the longest, L labels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+
+class Tagger(nn.Module):
+    """A model with the loss and the decoding of its head: the CRF it has as ``crf``, or else a softmax for each word.
+
+    The loss is the softmax cross-entropy of the words, or the CRF's negative log-likelihood; both are sums, to be
+    divided by the number of words. A subclass says how words come by their scores.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def emissions(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Scores [B, W, L], in fp32, of each label at each word."""
+        raise NotImplementedError
+
+    def forward(self, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+        """The loss, summed over the words of the batch."""
+        return self.loss(self.emissions(**inputs), word_mask_BW, labels_BW)
+
+    def loss(self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor) -> torch.Tensor:
+        """The loss of given emissions, summed over the words of the batch."""
+        if self.has_crf:
+            return self.model.crf(emissions_BWL, labels_BW, word_mask_BW).sum()
+        labels_BW = labels_BW.masked_fill(~word_mask_BW, -100)
+        return functional.cross_entropy(emissions_BWL.flatten(0, 1), labels_BW.flatten(), reduction="sum")
+
+    def decode(self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor) -> list[list[int]]:
+        """The best label ids of each tweet's words."""
+        if self.has_crf:
+            return self.model.crf.decode(emissions_BWL, word_mask_BW)
+        words = word_mask_BW.sum(dim=1).tolist()
+        return [row[:n] for row, n in zip(emissions_BWL.argmax(dim=2).tolist(), words, strict=True)]
+
+    def log_probability(
+        self, emissions_BWL: torch.Tensor, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-probability [B], in nats, of all labels of each tweet."""
+        if self.has_crf:
+            return -self.model.crf(emissions_BWL, labels_BW, word_mask_BW)
+        log_p_BW = emissions_BWL.log_softmax(dim=2).gather(2, labels_BW[:, :, None])[:, :, 0]
+        return (log_p_BW * word_mask_BW).sum(dim=1)
+
+    @property
+    def has_crf(self) -> bool:
+        """Whether a CRF decides the labels."""
+        return getattr(self.model, "crf", None) is not None
+
+
+class PieceTagger(Tagger):
+    """Of a model over word pieces (MSB): a word's scores are those of its first piece."""
+
+    def emissions(
+        self,
+        input_ids_BT: torch.Tensor,
+        attention_mask_BT: torch.Tensor,
+        token_type_ids_BT: torch.Tensor,
+        first_piece_BW: torch.Tensor,
+    ) -> torch.Tensor:
+        """Scores [B, W, L], in fp32, of each label at each word's first piece."""
+        logits_BTL = self.model(
+            input_ids=input_ids_BT, attention_mask=attention_mask_BT, token_type_ids=token_type_ids_BT
+        ).logits.float()
+        return logits_BTL.gather(1, first_piece_BW[:, :, None].expand(-1, -1, logits_BTL.shape[2]))
+
+
+class WordTagger(Tagger):
+    """Of a model over words, such as CWI: its ``logits`` are the words' scores."""
+
+    def emissions(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Scores [B, W, L], in fp32, of each label at each word."""
+        return self.model(**inputs).logits.float()

@@ -1,0 +1,108 @@
+"""Training and scoring of a recognizer, the same for every system: the loop, the best weights, scores, predictions, export."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from accelerate import Accelerator
+
+from finetune.inputs import Reader
+from finetune.recognizer import add_model_code
+from finetune.tagger import Tagger
+from finetune.tagging import Split, Tagging, predict, read_rows, score, write_predictions
+from finetune.tags import TagScheme
+from launch.files import write_json_whole
+from launch.loop import TrainingTask, make_optimizer, train
+from launch.stage import Stage
+from launch.training_stage import TrainingStageSettings, export, load_weights
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecognizerSettings(TrainingStageSettings):
+    """Settings of every stage that trains a recognizer, on a `ner` data set with splits train, validation and test."""
+
+    scheme: Literal["BIO", "BIOES"] = "BIO"
+    """Tag scheme of the labels the model learns; scores are always taken on BIO."""
+    image_words: Literal["given", "shuffled", "none"] = "given"
+    """The tweet's own image words, another tweet's (an ablation), or nothing."""
+    tweets_per_step: int = 16
+    """Global batch of an optimizer step, in tweets."""
+    patience: int | None = None
+    """Stop after this many epochs without a better F1 on `validation`; null trains to the end."""
+
+
+def read_splits(settings: RecognizerSettings, stage: Stage, reader: Reader) -> dict[str, Split]:
+    """The data set's splits, counted in the stage's rows and facts."""
+    splits = {
+        name: Split.of(read_rows(settings.data, name, settings.image_words, settings.seed), reader) for name in SPLITS
+    }
+    stage.rows.taken = stage.rows.kept = sum(len(split.rows) for split in splits.values())
+    stage.facts["data"] = {
+        name: {"tweets": len(split.rows), "words_truncated": split.words_truncated} for name, split in splits.items()
+    }
+    return splits
+
+
+def train_recognizer(
+    settings: RecognizerSettings,
+    stage: Stage,
+    accelerator: Accelerator,
+    splits: dict[str, Split],
+    scheme: TagScheme,
+    reader: Reader,
+    tagger: Tagger,
+    learning_rate_of: Callable[[str], float] | None = None,
+    task: TrainingTask | None = None,
+) -> None:
+    """Train a tagger on ``train``, keep the weights best on ``validation``, score ``test`` once, export the model.
+
+    ``learning_rate_of`` gives the peak learning rate of a parameter by its name in the tagger; None takes the optimizer's.
+    ``task`` is what is trained on, if that is not ``train`` with its own tags.
+    """
+    trained = copy.deepcopy(tagger)  # for the best weights, whatever DDP or DeepSpeed make of the one in training
+    weights = train(
+        stage,
+        accelerator,
+        tagger,
+        make_optimizer(tagger, settings.optimizer, learning_rate_of),
+        task or Tagging(splits["train"], splits["validation"], scheme, settings.tweets_per_step, settings.seed),
+        seed=settings.seed,
+        schedule=settings.schedule,
+        run=settings.run,
+        maximum_gradient_norm=settings.optimizer.maximum_gradient_norm,
+        size_unit="tweets",
+        best_by="f1_conlleval",
+        patience=settings.patience,
+    )
+    load_weights(trained, weights)
+    score_recognizer(stage, accelerator, trained.to(accelerator.device).eval(), splits, scheme)
+    export(stage, accelerator, trained.model, reader.save)
+    if stage.is_main_process:
+        add_model_code(stage.folder)
+
+
+def score_recognizer(
+    stage: Stage, accelerator: Accelerator, tagger: Tagger, splits: dict[str, Split], scheme: TagScheme
+) -> None:
+    """Write the stage's `scores.json` and `predictions/` of validation and test."""
+    scores = {}
+    for name in ("validation", "test"):
+        predicted = predict(tagger, splits[name], scheme, accelerator)
+        scores[name] = record_predictions(stage, name, splits[name], predicted)
+    if stage.is_main_process:
+        write_json_whole(stage.folder / "scores.json", scores)
+
+
+def record_predictions(stage: Stage, name: str, split: Split, predicted: list[list[str]]) -> dict:
+    """Score the tags predicted for a split, log the F1, write the predictions; returns what `scores.json` holds of it."""
+    scores = score(split, predicted)
+    f1 = {convention: scores[convention]["micro"]["f1"] for convention in ("conlleval", "strict")}
+    stage.log(f"{name}: " + ", ".join(f"F1 {100 * value:.2f} ({convention})" for convention, value in f1.items()))
+    if stage.is_main_process:
+        write_predictions(stage.folder / "predictions" / f"{name}.jsonl", split, predicted)
+    return scores
