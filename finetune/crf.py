@@ -16,6 +16,7 @@ and a next label meet.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,19 @@ float32 keeps three decimals beside it. With minus infinity, gradients are NaN w
 
 Scores = tuple[Tensor, Tensor, Tensor]
 """Of a start [L], of transitions [L, L] and of an end [L], with the penalty at what is forbidden."""
+
+
+class Counts(NamedTuple):
+    """How often each label, and each label after another, is expected in some sentences."""
+
+    labels_BWL: Tensor
+    """Probability of each label at each word; zeros at padding."""
+    start_L: Tensor
+    """Sentences that begin with each label."""
+    transitions_PN: Tensor
+    """Pairs of neighbouring words with each two labels."""
+    end_L: Tensor
+    """Sentences that end with each label."""
 
 
 class LinearChainCRF(nn.Module):
@@ -113,7 +127,7 @@ class LinearChainCRF(nn.Module):
                 raise ValueError(f"a word has a label id outside 0 .. {self.num_labels - 1}")
             # Taken once, so that gradients reach the parameters in one order whatever the batch is: of processes that
             # differ in it, ZeRO-2 would add up the gradients of different parameters.
-            scores = self._scores()
+            scores = self.scores()
             log_partition_B = log_partition(scores, emissions_BWL, mask_BW)
             nll_B = log_partition_B - self._score(scores, emissions_BWL, labels_BW, mask_BW)
             return torch.where(mask_BW[:, 0], nll_B, 0.0)
@@ -123,7 +137,7 @@ class LinearChainCRF(nn.Module):
         """The most probable label ids of each sentence (Viterbi), as many as it has words."""
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
-            start_L, transitions_PN, end_L = self._scores()
+            start_L, transitions_PN, end_L = self.scores()
             emissions = emissions_BWL.unbind(1)
             best = [start_L + emissions[0]]
             for emissions_BN in emissions[1:]:
@@ -142,7 +156,7 @@ class LinearChainCRF(nn.Module):
         words = emissions_BWL.shape[1]
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
-            scores = _, transitions_PN, end_L = self._scores()
+            scores = _, transitions_PN, end_L = self.scores()
             emissions, mask = emissions_BWL.unbind(1), mask_BW.unbind(1)
             forward_BWL = torch.stack(_forward_scores(scores, emissions, mask), dim=1)
             backward_BL = end_L.expand_as(emissions[0])
@@ -153,6 +167,42 @@ class LinearChainCRF(nn.Module):
                 backward.append(backward_BL)
             log_BWL = forward_BWL + torch.stack(backward[::-1], dim=1)
             return (torch.softmax(log_BWL, dim=2) * mask_BW[:, :, None])[:, :words]
+
+    def expected_counts(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> Counts:
+        """What this CRF expects of the sentences' labels: its marginals, and those of pairs summed over the batch.
+
+        They are the gradient of log Z: computed by the forward-backward algorithm, without a gradient of their own.
+        """
+        words = emissions_BWL.shape[1]
+        with torch.autocast(emissions_BWL.device.type, enabled=False), torch.enable_grad():
+            emissions_BWL, mask_BW = self._prepare(emissions_BWL.detach(), mask_BW)
+            potentials = [tensor.detach().requires_grad_() for tensor in (emissions_BWL, *self.scores())]
+            log_z_B = log_partition(tuple(potentials[1:]), potentials[0], mask_BW)
+            # A sentence without words has a label in log Z, but is none.
+            labels_BWL, start_L, transitions_PN, end_L = torch.autograd.grad(
+                torch.where(mask_BW[:, 0], log_z_B, 0.0).sum(), potentials
+            )
+        return Counts(labels_BWL[:, :words], start_L, transitions_PN, end_L)
+
+    def cross_entropy(self, emissions_BWL: Tensor, expected: Counts, mask_BW: Tensor | None = None) -> Tensor:
+        """Minus the expected log-probability of the labels, in nats, summed over the batch.
+
+        ``expected`` is of whatever the expectation is taken over, such as another CRF, on the same sentences: then it is
+        the cross-entropy of the two distributions over label sequences (structural knowledge distillation; Wang et al.,
+        "Structure-level knowledge distillation for multilingual sequence labeling", 2020), and smallest where they are one.
+        Nothing may be expected of what this CRF forbids.
+        """
+        with torch.autocast(emissions_BWL.device.type, enabled=False):
+            emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
+            scores = start_L, transitions_PN, end_L = self.scores()
+            log_z_B = log_partition(scores, emissions_BWL, mask_BW)
+            return (
+                torch.where(mask_BW[:, 0], log_z_B, 0.0).sum()
+                - (emissions_BWL[:, : expected.labels_BWL.shape[1]] * expected.labels_BWL).sum()
+                - (start_L * expected.start_L).sum()
+                - (transitions_PN * expected.transitions_PN).sum()
+                - (end_L * expected.end_L).sum()
+            )
 
     def _prepare(self, emissions_BWL: Tensor, mask_BW: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check the arguments; widen the emissions, zero them at padding; at least one column."""
@@ -171,7 +221,7 @@ class LinearChainCRF(nn.Module):
             mask_BW = mask_BW.new_zeros(mask_BW.shape[0], 1)
         return _at_least_float32(emissions_BWL).masked_fill(~mask_BW[:, :, None], 0.0), mask_BW
 
-    def _scores(self) -> Scores:
+    def scores(self) -> Scores:
         """The parameters, with the penalty at what is forbidden."""
         return tuple(
             _at_least_float32(scores).masked_fill(~allowed, PENALTY)

@@ -4,13 +4,14 @@
 
 Trains on the repaired tags of `train`, keeps the weights that are best on `validation`, scores `test` once, and both
 against the tags as they were published. The output is a plain Hugging Face folder that `finetune.predict` reads.
+ENCODER may be a recognizer, too, such as one trained on CoNLL-2003: then it is trained on, head and all.
 """
 
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
-from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedConfig, PreTrainedModel
 
 from data_prep.layout import ENTITY_TYPES
 from finetune.features import InputFormat, PieceReader
@@ -74,8 +75,10 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
 def check_encoder(settings: NERSettings) -> None:
     """Refuse, before anything is loaded, an encoder that cannot be made into a recognizer with these settings."""
     config = load_config(settings.encoder)
-    if any(name.endswith("ForTokenClassification") for name in config.architectures or ()):
-        raise InputError(f"{settings.encoder}: is a recognizer already. Give the encoder that it was made from.")
+    if is_recognizer(config):
+        check_recognizer(settings, config)
+        if config.model_type == MSBConfig.model_type:
+            config = config.encoder_config()
     if any(not hasattr(config, name) for name in (*DROPOUTS, "max_position_embeddings")):
         raise InputError(f"{settings.encoder}: {config.model_type} is not BERT-like enough. Give a BERT, or its like.")
     if settings.input.maximum_length > config.max_position_embeddings:
@@ -90,17 +93,41 @@ def check_encoder(settings: NERSettings) -> None:
         )
 
 
+def is_recognizer(config: PreTrainedConfig) -> bool:
+    """Whether this is the configuration of a model that labels words, not of an encoder."""
+    return any(name.endswith("ForTokenClassification") for name in config.architectures or ())
+
+
+def check_recognizer(settings: NERSettings, config: PreTrainedConfig) -> None:
+    """Refuse to go on from a recognizer whose head is another."""
+    head = "crf" if config.model_type == MSBConfig.model_type else "softmax"
+    if head != settings.head:
+        raise InputError(
+            f"{settings.encoder}: is a recognizer with the head {head}. To train it on, give --head {head}."
+        )
+    labels = [config.id2label[index] for index in sorted(config.id2label)]
+    if labels != TagScheme(settings.scheme, ENTITY_TYPES).labels:
+        raise InputError(
+            f"{settings.encoder}: is a recognizer of other labels ({', '.join(labels)}) than those of --scheme "
+            f"{settings.scheme}. Give the encoder that it was made from, or a recognizer of the same labels."
+        )
+
+
 def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedModel, list[str]]:
-    """The encoder with a new head, and the names of the new parameters."""
+    """The encoder with a new head, or a recognizer with its own, to be trained on; and the names of the new parameters."""
     labels = {"id2label": dict(enumerate(scheme.labels)), "label2id": {tag: i for i, tag in enumerate(scheme.labels)}}
     options = {} if settings.dropout is None else {name: settings.dropout for name in DROPOUTS}
+    start = load_config(settings.encoder)
     if settings.head == "softmax":
         model, new = load_pretrained(
             AutoModelForTokenClassification, settings.encoder, ("classifier.",), **labels, **options
         )
+    elif is_recognizer(start):
+        start.encoder |= options
+        start.classifier_dropout = start.classifier_dropout if settings.dropout is None else settings.dropout
+        model, new = load_pretrained(MSBForTokenClassification, settings.encoder, (), config=start)
     else:
-        pooler = without_pooler(load_config(settings.encoder))
-        encoder, new = load_pretrained(AutoModel, settings.encoder, (), **options, **pooler)
+        encoder, new = load_pretrained(AutoModel, settings.encoder, (), **options, **without_pooler(start))
         config = MSBConfig(
             encoder=encoder.config.to_diff_dict() | {"model_type": encoder.config.model_type},
             scheme=scheme.name,

@@ -111,7 +111,7 @@ class Tagging:
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Steps of an epoch: tweets in random order, sorted by length within pools; then the steps in random order."""
         generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-        order = generator.permutation(len(self.lengths))
+        order = generator.permutation(self.units())
         size = self.tweets_per_step
         steps = []
         for start in range(0, len(order), size * POOL_STEPS):
@@ -119,6 +119,10 @@ class Tagging:
             pool = pool[np.argsort(self.lengths[pool], kind="stable")]
             steps += [pool[place : place + size] for place in range(0, len(pool), size)]
         return [steps[index] for index in generator.permutation(len(steps))]
+
+    def units(self) -> np.ndarray:
+        """What an epoch goes through: each tweet once."""
+        return np.arange(len(self.lengths))
 
     def collate(self, tweets: Sequence[int], epoch: int) -> Batch:
         """Tweets as the tagger's tensors."""

@@ -359,7 +359,7 @@ def test_docstring_examples():
 
 def log_partition_and_gradients(function, crf, emissions_BWL, mask_BW):
     emissions_BWL = emissions_BWL.clone().requires_grad_()
-    result_B = function(crf._scores(), emissions_BWL.masked_fill(~mask_BW[:, :, None], 0.0), mask_BW)
+    result_B = function(crf.scores(), emissions_BWL.masked_fill(~mask_BW[:, :, None], 0.0), mask_BW)
     generator = torch.Generator().manual_seed(5)
     gradients = torch.autograd.grad(
         (result_B * torch.rand(len(result_B), generator=generator)).sum(),
@@ -394,10 +394,62 @@ def test_sums_out_of_the_range_of_products_are_taken_in_logs():
     emissions_BWL = torch.zeros(2, 3, 2)
     emissions_BWL[0, torch.arange(3), torch.tensor([0, 1, 0])] = 2000.0
     mask_BW = torch.ones(2, 3, dtype=torch.bool)
-    assert not finetune.crf._LogPartition.apply(*crf._scores(), emissions_BWL, mask_BW)[1]
+    assert not finetune.crf._LogPartition.apply(*crf.scores(), emissions_BWL, mask_BW)[1]
     found = log_partition_and_gradients(finetune.crf.log_partition, crf, emissions_BWL, mask_BW)
     expected = log_partition_and_gradients(finetune.crf.log_partition_in_logs, crf, emissions_BWL, mask_BW)
     assert found[0][0] == pytest.approx(4000, abs=1)
     for one, other in zip(found, expected, strict=True):
         assert torch.isfinite(one).all()
         torch.testing.assert_close(one, other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scheme=st.sampled_from(SCHEMES),
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=3),
+    seed=st.integers(0, 10**6),
+)
+def test_cross_entropy_of_two_crfs_equals_enumeration(scheme, lengths, seed):
+    teacher, student = make_crf(scheme, seed), make_crf(scheme, seed + 1)
+    teacher_BWL, _, mask_BW = make_batch(lengths, seed)
+    student_BWL, _, _ = make_batch(lengths, seed + 1)
+    expected = teacher.expected_counts(teacher_BWL, mask_BW)
+    assert not any(tensor.requires_grad for tensor in expected)
+    with torch.no_grad():
+        torch.testing.assert_close(expected.labels_BWL, teacher.marginals(teacher_BWL, mask_BW), atol=1e-4, rtol=0)
+        found = student.cross_entropy(student_BWL, expected, mask_BW)
+        plain = 0.0
+        for b, words in enumerate(lengths):
+            if words:
+                _, scores = enumerate_paths(teacher, teacher_BWL[b], words)
+                _, own = enumerate_paths(student, student_BWL[b], words)
+                plain -= (scores.softmax(0) * own.log_softmax(0)).sum()
+        torch.testing.assert_close(found.double(), torch.as_tensor(plain).double(), atol=1e-3, rtol=1e-5)
+
+
+def test_cross_entropy_is_least_where_the_student_is_the_teacher():
+    crf = make_crf(SCHEMES[1])
+    emissions_BWL, _, mask_BW = make_batch([4, 2], scale=2.0)
+    expected = crf.expected_counts(emissions_BWL, mask_BW)
+    emissions_BWL.requires_grad_()
+    crf.cross_entropy(emissions_BWL, expected, mask_BW).backward()
+    for tensor in (emissions_BWL, *crf.parameters()):
+        torch.testing.assert_close(tensor.grad, torch.zeros_like(tensor), atol=1e-5, rtol=0)
+
+
+def test_sure_expectations_give_the_likelihood():
+    """A teacher that is sure of the labels: the cross-entropy is the negative log-likelihood, and so is its gradient."""
+    crf = make_crf(SCHEMES[1])
+    emissions_BWL, labels_BW, mask_BW = make_batch([4, 0, 2])
+    for b, path in enumerate(crf.decode(emissions_BWL, mask_BW)):
+        labels_BW[b, : len(path)] = torch.tensor(path, dtype=torch.long)
+    emissions_BWL = -emissions_BWL
+    sure_BWL = finetune.crf.PENALTY * (1.0 - torch.nn.functional.one_hot(labels_BW, 5).float())
+    losses = []
+    for loss in (
+        lambda e: crf(e, labels_BW, mask_BW).sum(),
+        lambda e: crf.cross_entropy(e, make_crf(SCHEMES[1], seed=9).expected_counts(sure_BWL, mask_BW), mask_BW),
+    ):
+        given_BWL = emissions_BWL.clone().requires_grad_()
+        losses.append((loss(given_BWL), torch.autograd.grad(loss(given_BWL), given_BWL)[0]))
+    torch.testing.assert_close(losses[0], losses[1], atol=1e-4, rtol=1e-5)

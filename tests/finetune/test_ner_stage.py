@@ -6,8 +6,10 @@ import shutil
 import warnings
 
 import pytest
+import torch
 import transformers
 from datasets import ClassLabel, Features, List
+from safetensors.torch import load_file
 from seqeval.metrics import sequence_labeling, v1
 from seqeval.scheme import IOB2
 from tiny_ner import ODD, STAGE, ambiguous_tweet, bert_config, make_ner, make_rows, make_tokenizer, named_tweet
@@ -145,13 +147,13 @@ def save(folder, model):
     return folder
 
 
-def other_encoder(tmp_path, encoder, trained, kind):
+def other_encoder(tmp_path, encoder, trained, kind, head="crf"):
     """An encoder that cannot be used, by what is wrong with it."""
     folder, vocabulary = tmp_path / "encoder", len(make_tokenizer())
-    if kind == "recognizer":
-        return trained("softmax", "BIO")
-    if kind == "recognizer with a CRF":
-        return trained("crf", "BIO")
+    if kind == "recognizer of other labels":
+        return trained(head, "BIOES")
+    if kind == "recognizer with another head":
+        return trained({"crf": "softmax", "softmax": "crf"}[head], "BIO")
     if kind == "one segment":
         return save(folder, transformers.BertModel(bert_config(vocabulary, type_vocab_size=1)))
     if kind == "DistilBERT":
@@ -174,8 +176,8 @@ def other_encoder(tmp_path, encoder, trained, kind):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        ("recognizer", "is a recognizer already"),
-        ("recognizer with a CRF", "is a recognizer already"),
+        ("recognizer of other labels", "is a recognizer of other labels .*S-PER"),
+        ("recognizer with another head", "is a recognizer with the head .*give --head"),
         ("one segment", "knows one segment only.*--image_words none"),
         ("DistilBERT", "distilbert is not BERT-like"),
         ("few embeddings", "tokenizer has .* entries but the encoder only 50"),
@@ -185,11 +187,25 @@ def other_encoder(tmp_path, encoder, trained, kind):
     ],
 )
 def test_encoders_that_are_refused(tmp_path, encoder, trained, named, capsys, head, kind, message):
-    code, output = run(tmp_path, other_encoder(tmp_path, encoder, trained, kind), named, "--head", head)
+    code, output = run(tmp_path, other_encoder(tmp_path, encoder, trained, kind, head), named, "--head", head)
     assert code == 2 and not output.exists()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("finetune/ner: error: ")
     assert re.search(message, error)
+
+
+@pytest.mark.parametrize("head", ["crf", "softmax"])
+def test_a_recognizer_is_trained_on_with_its_head(tmp_path, trained, named, head):
+    options = ("--head", head, "--schedule.steps", "1", "--optimizer.learning_rate", "0", "--head_learning_rate", "0")
+    code, output = run(tmp_path, trained(head, "BIO"), named, *options, "--dropout", "0.25")
+    assert code == 0
+    assert read_json(output / "manifest.json")["facts"]["encoder"]["new_parameters"] == []
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained(head, "BIO"), output))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    config = read_json(output / "config.json")
+    assert config.get("encoder", config)["hidden_dropout_prob"] == 0.25
+    assert read_json(output / "scores.json")["test"]["conlleval"]["micro"]["f1"] > 0.9
 
 
 def test_an_encoder_with_one_segment_does_without_image_words(tmp_path, encoder, trained, named):

@@ -1,0 +1,100 @@
+"""A small recognizer learns what larger ones think of many unlabelled posts (knowledge distillation).
+
+    accelerate launch finetune/distill.py --encoder ENCODER --data TMN --soft_labels SOFT_LABELS --output RECOGNIZER
+
+`finetune/soft_labels.py` made the soft labels. The student learns the teacher's distribution over whole label sequences
+(Wang et al., 2020), and the tags of the data set's `train` among it; the weights best on `validation` are kept and
+`test` is scored once, as in `finetune/ner.py`, whose settings these are.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data_prep.layout import ENTITY_TYPES
+from finetune.distillation import Distillation, SoftTagger, read_soft_labels
+from finetune.features import PieceReader
+from finetune.ner import NERSettings, build_model, check_encoder, learning_rate_of
+from finetune.tags import TagScheme
+from finetune.training import read_splits, train_recognizer
+from launch.loop import make_accelerator
+from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
+from launch.schedule import ScheduleSettings
+from launch.settings import NOT_IDENTITY
+from launch.stage import Stage
+from launch.training_stage import describe_encoder, run_training_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings(NERSettings):
+    """Settings of `finetune/distill.py`."""
+
+    soft_labels: Path = field(metadata=NOT_IDENTITY)
+    """Output of `finetune/soft_labels.py`, by teachers of the same labels."""
+    temperature: float = 1.0
+    """The teacher's scores are divided by it: above 1, the student learns more of what is unlikely."""
+    gold_repeats: int = 1
+    """How often the data set's own tweets, with their tags, come up in an epoch; 0 leaves them out."""
+    tweets_per_step: int = 64
+    """Global batch of an optimizer step, in tweets."""
+    schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=3))
+    """How long to train, and the learning rate's shape. An epoch goes through all soft labels."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be learnt from."""
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: {self.temperature} is not positive")
+        if self.gold_repeats < 0:
+            raise ValueError(f"gold_repeats: {self.gold_repeats} is negative")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The stage as a command."""
+    return run_training_stage(DistillSettings, distill, inputs_of, argv)
+
+
+def inputs_of(settings: DistillSettings) -> dict[str, Path | str | None]:
+    """The student's encoder, the data set, the soft labels."""
+    return {
+        "encoder": encoder_input(settings.encoder),
+        "data": settings.data,
+        "soft_labels": settings.soft_labels,
+    }
+
+
+def distill(settings: DistillSettings, stage: Stage) -> None:
+    """The stage: from an encoder and a teacher's scores to a recognizer with scores of its own."""
+    accelerator = make_accelerator(settings.run)
+    stage.seeds = [settings.seed]
+    scheme = TagScheme(settings.scheme, ENTITY_TYPES)
+    check_encoder(settings)
+    tokenizer = load_tokenizer(settings.encoder)
+    reader = PieceReader(tokenizer, settings.input)
+    soft = read_soft_labels(settings.soft_labels, scheme, settings.image_words != "none")
+
+    torch.manual_seed(settings.seed)
+    model, new_parameters = build_model(settings, scheme)
+    check_vocabulary(settings.encoder, model, tokenizer)
+    stage.facts["encoder"] = describe_encoder(model, new_parameters)
+    splits = read_splits(settings, stage, reader)
+    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
+
+    tagger = SoftTagger(model, soft.crf, settings.temperature)
+    task = Distillation(
+        soft,
+        reader,
+        splits["train"],
+        splits["validation"],
+        scheme,
+        settings.tweets_per_step,
+        settings.gold_repeats,
+        settings.seed,
+    )
+    learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
+    train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, learning_rates, task)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

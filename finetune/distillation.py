@@ -1,0 +1,156 @@
+"""Learning from a teacher's scores as a task of the training loop; see `finetune/distill.py`.
+
+Shapes: B tweets, W words of the longest, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from data_prep.layout import check_columns, shard_files
+from finetune.crf import PENALTY, LinearChainCRF
+from finetune.inputs import Reader
+from finetune.soft_labels import FEATURES
+from finetune.tagger import PieceTagger
+from finetune.tagging import Split, Tagging
+from finetune.tags import TagScheme
+from finetune.teacher import load_crf
+from launch.errors import InputError
+from launch.loop import Batch
+
+
+@dataclass(frozen=True)
+class SoftLabels:
+    """A corpus as a teacher labelled it, in memory."""
+
+    ids: list[str]
+    tokens: list[list[str]]
+    image_words: list[list[str]]
+    scores: np.ndarray
+    """The teacher's, fp16 [sum of all words, L]."""
+    first_word: np.ndarray
+    """Row of ``scores`` at which each text begins, and where the last one ends."""
+    crf: LinearChainCRF
+    """The teacher's."""
+
+    def scores_of(self, text: int) -> np.ndarray:
+        """The teacher's scores [W, L] of a text's words."""
+        return self.scores[self.first_word[text] : self.first_word[text + 1]]
+
+
+def read_soft_labels(folder: Path, scheme: TagScheme, with_image_words: bool) -> SoftLabels:
+    """Read what `finetune/soft_labels.py` wrote. Raises InputError where its labels are not the student's."""
+    crf, teachers = load_crf(folder)
+    if teachers != scheme:
+        raise InputError(
+            f"{folder}: its labels are {teachers.name} of {', '.join(teachers.types)}, the student's {scheme.name} of "
+            f"{', '.join(scheme.types)}. Give --scheme {teachers.name}, or label the corpus with other teachers."
+        )
+    columns = {name: FEATURES[name] for name in ("id", "tokens", "image_words", "scores")}
+    shards = shard_files(folder, "train")
+    for shard in shards:
+        check_columns(shard, columns)
+    table = pq.read_table(shards, columns=list(columns)).combine_chunks()
+    tokens = table["tokens"].to_pylist()
+    scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, len(scheme.labels))
+    first_word = np.cumsum([0, *map(len, tokens)])
+    if first_word[-1] != len(scores):
+        raise InputError.at(folder, None, "not as many scores as words and labels", "Label the corpus again.")
+    image_words = table["image_words"].to_pylist() if with_image_words else [[] for _ in tokens]
+    return SoftLabels(table["id"].to_pylist(), tokens, image_words, scores, first_word, crf)
+
+
+class SoftTagger(PieceTagger):
+    """A student: its loss is the cross-entropy of the teacher's distribution over label sequences and its own.
+
+    A student without a CRF learns the teacher's distribution over labels at each word.
+    """
+
+    def __init__(self, model: torch.nn.Module, teacher: LinearChainCRF, temperature: float) -> None:
+        super().__init__(model)
+        # Not a part of the student: neither trained nor saved with it.
+        self.__dict__["teacher"] = softened(teacher, temperature)
+        self.temperature = temperature
+
+    def forward(
+        self, word_mask_BW: torch.Tensor, teacher_scores_BWL: torch.Tensor, **inputs: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss, summed over the words of the batch."""
+        emissions_BWL = self.emissions(**inputs)
+        teacher = self.teacher.to(emissions_BWL.device)
+        expected = teacher.expected_counts(teacher_scores_BWL / self.temperature, word_mask_BW)
+        if self.has_crf:
+            return self.model.crf.cross_entropy(emissions_BWL, expected, word_mask_BW)
+        return -(emissions_BWL.log_softmax(dim=2) * expected.labels_BWL).sum()
+
+
+def softened(crf: LinearChainCRF, temperature: float) -> LinearChainCRF:
+    """A CRF whose scores are divided by ``temperature``, and whose parameters need no gradient."""
+    soft = LinearChainCRF(crf.num_labels)
+    soft.load_state_dict(
+        {name: x if x.dtype == torch.bool else x / temperature for name, x in crf.state_dict().items()}
+    )
+    return soft.requires_grad_(False)
+
+
+class Distillation(Tagging):
+    """The training loop's task: texts with a teacher's scores, and among them tweets with their own tags.
+
+    A unit is a place: that of a text, or behind all texts that of a tweet. Tweets come up ``gold_repeats`` times an
+    epoch. Their labels are given to the student as scores, too: of a teacher that is sure of them.
+    """
+
+    def __init__(
+        self,
+        soft: SoftLabels,
+        reader: Reader,
+        training: Split,
+        validation: Split,
+        scheme: TagScheme,
+        tweets_per_step: int,
+        gold_repeats: int,
+        seed: int,
+    ) -> None:
+        super().__init__(training, validation, scheme, tweets_per_step, seed)
+        self.soft, self.texts, self.gold_repeats = soft, len(soft.ids), gold_repeats
+        self.inputs = reader.read(
+            soft.tokens + [row["tokens"] for row in training.rows],
+            soft.image_words + [row["image_words"] for row in training.rows],
+        )
+        self.lengths = np.asarray(self.inputs.lengths)
+
+    def units(self) -> np.ndarray:
+        """What an epoch goes through."""
+        tweets = np.arange(self.texts, len(self.lengths))
+        return np.concatenate([np.arange(self.texts), np.tile(tweets, self.gold_repeats)])
+
+    def collate(self, units: Sequence[int], epoch: int) -> Batch:
+        """Texts and tweets as the student's tensors, with the teacher's scores."""
+        batch = self.inputs.batch(units)
+        word_mask_BW = batch["word_mask_BW"]
+        scores_BWL = np.zeros((*word_mask_BW.shape, len(self.scheme.labels)), np.float32)
+        for row, (unit, words) in enumerate(zip(units, word_mask_BW.sum(dim=1).tolist(), strict=True)):
+            scores_BWL[row, :words] = self.scores_of(unit)[:words]
+        batch["teacher_scores_BWL"] = torch.from_numpy(scores_BWL)
+        batch["weight"] = word_mask_BW.sum()
+        return batch
+
+    def scores_of(self, unit: int) -> np.ndarray:
+        """Scores [W, L] of a text by the teacher, or of a tweet by its tags."""
+        if unit < self.texts:
+            return self.soft.scores_of(unit)
+        labels = self.training_labels[unit - self.texts]
+        scores_WL = np.full((len(labels), len(self.scheme.labels)), PENALTY, np.float32)
+        scores_WL[np.arange(len(labels)), labels] = 0.0
+        return scores_WL
+
+    def sample_ids(self, units: Sequence[int]) -> list[str]:
+        """Ids of the texts and tweets."""
+        tweets = [unit - self.texts for unit in units if unit >= self.texts]
+        return [self.soft.ids[unit] for unit in units if unit < self.texts] + super().sample_ids(tweets)

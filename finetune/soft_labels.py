@@ -1,0 +1,156 @@
+"""Teachers label a corpus: what they think of each word's labels is kept, for a student to learn (`finetune/distill.py`).
+
+    python finetune/soft_labels.py --teachers '[RUN_1, RUN_2, RUN_3]' --data CORPUS --output SOFT_LABELS --texts 200000
+
+Each row has a text's words, the words of its image where the corpus has them, and for each word and label the mean of
+the teachers' scores. With the mean of their CRFs, in `teacher.safetensors`, these scores are a CRF again: the normalised
+geometric mean of the teachers' distributions over label sequences, which a student can learn as a whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Value
+from datasets import List as ListOf
+
+from data_prep.layout import DatasetWriter, shard_files
+from data_prep.text_batches import iterate_texts
+from finetune.post_words import PostWords
+from finetune.recognizer import Recognizer
+from finetune.teacher import Teacher, save_crf
+from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
+from launch.errors import InputError
+from launch.loop import RunSettings, precision_of
+from launch.pretrained import encoder_input
+from launch.settings import NOT_IDENTITY
+from launch.stage import Stage
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "tokens": ListOf(Value("string")),
+        "image_words": ListOf(Value("string")),
+        "scores": ListOf(Value("float16")),
+    }
+)
+"""Columns of the data set. ``scores`` has those of all labels for the first token, then for the second, and so on."""
+
+LABELLED_AT_ONCE = 4096
+"""Texts held in memory, sorted by length for the teachers."""
+
+
+class Text(NamedTuple):
+    """A text to label."""
+
+    id: str
+    words: list[str]
+    image_words: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabelSettings(DatasetStageSettings):
+    """Settings of `finetune/soft_labels.py`."""
+
+    teachers: list[str] = field(metadata=NOT_IDENTITY)
+    """Folders or Hub ids of recognizers with the same labels."""
+    data: Path = field(metadata=NOT_IDENTITY)
+    """A `corpus` data set (posts without labels); its split `train` is labelled."""
+    texts: int | None = None
+    """How many of its texts to label, drawn at random by `seed`; null labels all."""
+    image_words: Literal["given", "none"] = "none"
+    """Whether teachers and student read the words of the texts' images, in a corpus that has them."""
+    seed: int = 1
+    """Which texts are drawn is a function of it."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the teachers compute in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The stage as a command."""
+    return run_dataset_stage(SoftLabelSettings, label_corpus, inputs_of, argv)
+
+
+def inputs_of(settings: SoftLabelSettings) -> dict[str, Path | str | None]:
+    """The teachers, numbered, and the corpus."""
+    teachers = {f"teacher_{number}": encoder_input(name) for number, name in enumerate(settings.teachers, start=1)}
+    return {**teachers, "data": settings.data}
+
+
+def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
+    """The stage: draw texts, split them into words, let the teachers score them."""
+    if not settings.teachers:
+        raise InputError("teachers: none are given. Give the folders of trained recognizers.")
+    teacher = Teacher([Recognizer.from_pretrained(name) for name in settings.teachers], settings.teachers)
+    autocast = precision_of(RunSettings(precision=settings.precision)) == "bf16"
+    rows = sum(pq.read_metadata(shard).num_rows for shard in shard_files(settings.data, "train"))
+    chosen = draw(rows, settings.texts, settings.seed)
+    stage.seeds = [settings.seed]
+    stage.facts |= {"texts_in_corpus": rows, "labels": teacher.scheme.labels, "words_truncated": 0, "words": 0}
+
+    texts = read_chosen(settings.data, chosen, settings.image_words == "given")
+    with DatasetWriter(stage.folder, FEATURES) as writer:
+        pool: list[Text] = []
+        for text in stage.progress(texts, "labelling", total=len(chosen), unit="text"):
+            stage.rows.taken += 1
+            if text.words:
+                pool.append(text)
+            else:
+                stage.rows.rejected["no words"] += 1
+                writer.reject({"id": text.id, "tokens": [], "image_words": text.image_words, "scores": []}, "no words")
+            if len(pool) == LABELLED_AT_ONCE:
+                write_labelled(writer, stage, teacher, pool, autocast)
+                pool = []
+        write_labelled(writer, stage, teacher, pool, autocast)
+    save_crf(stage.folder, teacher.crf, teacher.scheme)
+    about = "For each word and label a score; with the transitions in `teacher.safetensors` they make a CRF."
+    writer.write_card("Texts with a teacher's scores of their named entities", stage.facts, about)
+
+
+def draw(rows: int, texts: int | None, seed: int) -> np.ndarray:
+    """Places of the texts to label, in order: all, or ``texts`` of them at random."""
+    if texts is None or texts >= rows:
+        return np.arange(rows)
+    return np.sort(np.random.Generator(np.random.Philox(key=[seed, 0x7E4C4])).choice(rows, texts, replace=False))
+
+
+def read_chosen(data: Path, chosen: np.ndarray, with_image_words: bool) -> Iterator[Text]:
+    """The texts at the places ``chosen``, as words."""
+    first = 0
+    for batch in iterate_texts(data, ["train"], image_words=with_image_words):
+        inside = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(batch.texts))]
+        for place in inside.tolist():
+            image_words = list(batch.image_words[place - first]) if batch.image_words else []
+            yield Text(f"train:{place}", PostWords.of_text(batch.texts[place - first]).words, image_words)
+        first += len(batch.texts) + batch.left_out
+
+
+def write_labelled(writer: DatasetWriter, stage: Stage, teacher: Teacher, texts: list[Text], autocast: bool) -> None:
+    """Score some texts and write them; words that a teacher does not read are left off, and counted."""
+    if not texts:
+        return
+    scores = teacher.scores([text.words for text in texts], [text.image_words for text in texts], autocast)
+    kept = [text.words[: len(scores_WL)] for text, scores_WL in zip(texts, scores, strict=True)]
+    flat = np.concatenate([scores_WL.reshape(-1) for scores_WL in scores]).astype(np.float16)
+    ends = np.cumsum([0, *(scores_WL.size for scores_WL in scores)], dtype=np.int32)
+    table = pa.table(
+        {
+            "id": [text.id for text in texts],
+            "tokens": kept,
+            "image_words": pa.array([text.image_words for text in texts], pa.list_(pa.string())),
+            "scores": pa.ListArray.from_arrays(ends, pa.array(flat)),
+        }
+    )
+    writer.add_table("train", table.cast(FEATURES.arrow_schema))
+    stage.rows.kept += len(texts)
+    words = sum(len(text.words) for text in texts)
+    stage.facts["words"] += words
+    stage.facts["words_truncated"] += words - sum(map(len, kept))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

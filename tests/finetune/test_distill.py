@@ -1,0 +1,145 @@
+"""Knowledge distillation: what teachers say is kept whole, and a student learns it."""
+
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_ner import STAGE, make_rows, make_tokenizer, named_tweet
+
+from data_prep.layout import CORPUS_FEATURES, PAIRS_FEATURES, write_dataset
+from finetune import distill, soft_labels
+from finetune.distillation import Distillation, SoftTagger, read_soft_labels
+from finetune.features import InputFormat, PieceReader
+from finetune.ner import NERSettings, build_model
+from finetune.recognizer import Recognizer
+from finetune.tagging import Split, read_rows
+from finetune.tags import TagScheme
+from finetune.teacher import Teacher, load_crf
+
+READER = PieceReader(make_tokenizer(), InputFormat(64, 8))
+SCHEME = TagScheme("BIO")
+
+
+def texts(count, seed=9):
+    return [" ".join(row["tokens"]) for row in make_rows(named_tweet, count, seed)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "corpus"
+    rows = [{"id": str(number), "text": text} for number, text in enumerate([*texts(300), "a " * 70 + "paris", " "])]
+    write_dataset(folder, {"train": rows, "validation": rows[:5]}, CORPUS_FEATURES, "Texts")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory, corpus, trained):
+    output = tmp_path_factory.mktemp("soft") / "soft"
+    teachers = json.dumps([str(trained("crf")), str(trained("softmax"))])
+    arguments = ["--teachers", teachers, "--data", str(corpus), "--output", str(output), "--precision", "fp32"]
+    assert soft_labels.main(arguments) == 0
+    return output
+
+
+def test_what_the_teachers_say_is_kept(soft, corpus, trained):
+    manifest = json.loads((soft / "manifest.json").read_text())
+    assert manifest["rows"] == {"taken": 302, "kept": 301, "rejected": {"no words": 1}}
+    assert manifest["facts"]["words_truncated"] == 71 - (64 - 3)
+    table = pq.read_table(soft / "data")
+    with_crf, with_softmax = (Recognizer.from_pretrained(trained(head)) for head in ("crf", "softmax"))
+    for row in (0, 7, 300):
+        words = table["tokens"][row].as_py()
+        assert len(words) == 61 if row == 300 else " ".join(words) == texts(300)[row]
+        scores_WL = np.asarray(table["scores"][row].as_py(), np.float32).reshape(len(words), 9)
+        inputs = READER.read([words], [[]]).batch([0])
+        inputs.pop("word_mask_BW")
+        with torch.inference_mode():
+            mean_WL = (
+                with_crf.tagger.emissions(**inputs)[0] + with_softmax.tagger.emissions(**inputs)[0].log_softmax(1)
+            ) / 2
+        np.testing.assert_allclose(scores_WL, mean_WL.numpy(), rtol=2e-3, atol=2e-3)
+    crf, scheme = load_crf(soft)
+    assert scheme == SCHEME
+    torch.testing.assert_close(crf.transitions, with_crf.tagger.model.crf.transitions / 2)
+    assert torch.equal(crf.allowed_transitions, with_crf.tagger.model.crf.allowed_transitions)
+
+
+def test_some_texts_are_drawn(tmp_path, corpus, trained):
+    def draw(name, seed):
+        arguments = ["--teachers", json.dumps([str(trained("crf"))]), "--data", str(corpus), "--texts", "50"]
+        assert soft_labels.main([*arguments, "--seed", str(seed), "--output", str(tmp_path / name)]) == 0
+        return pq.read_table(tmp_path / name / "data")["id"].to_pylist()
+
+    first, other = draw("a", 1), draw("c", 2)
+    assert draw("b", 1) == first != other
+    assert len(set(first)) == len(first) >= 49  # one text has no words
+    assert first == sorted(first, key=lambda name: int(name.split(":")[1]))
+
+
+def test_image_words_are_read_where_the_corpus_has_them(tmp_path, encoder, trained):
+    rows = [{"id": str(n), "text": text, "image_words": ["sea"]} for n, text in enumerate(texts(20))]
+    write_dataset(tmp_path / "pairs", {"train": rows}, PAIRS_FEATURES, "Pairs")
+    found = {}
+    for mode in ("given", "none"):
+        arguments = ["--teachers", json.dumps([str(trained("crf"))]), "--data", str(tmp_path / "pairs")]
+        assert soft_labels.main([*arguments, "--image_words", mode, "--output", str(tmp_path / mode)]) == 0
+        table = pq.read_table(tmp_path / mode / "data")
+        assert table["image_words"].to_pylist() == [["sea"] if mode == "given" else []] * 20
+        found[mode] = table["scores"].to_pylist()
+    assert found["given"] != found["none"]
+
+
+@pytest.mark.parametrize("head", ["crf", "softmax"])
+def test_the_student_learns_from_the_teacher_alone(tmp_path, encoder, named, soft, head):
+    arguments = ["--encoder", str(encoder), "--data", str(named), "--soft_labels", str(soft), "--head", head]
+    options = [*STAGE, "--schedule.epochs", "12", "--tweets_per_step", "16", "--gold_repeats", "0"]
+    assert distill.main([*arguments, *options, "--output", str(tmp_path / "out")]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["test"]["conlleval"]["micro"]["f1"] > 0.85
+    assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
+    names = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
+    assert set(names) == {"encoder", "data", "soft_labels"}
+
+
+def test_loss_of_a_tweet_with_tags_is_that_of_training_on_tags(named, encoder, soft):
+    settings = NERSettings(output=named / "out", data=named, encoder=str(encoder), input=READER.layout)
+    split = Split.of(read_rows(named, "train", "given", 1), READER)
+    labels = read_soft_labels(soft, SCHEME, with_image_words=False)
+    task = Distillation(labels, READER, split, split, SCHEME, 16, 2, seed=1)
+    units = task.units()
+    assert len(units) == len(labels.ids) + 2 * len(split.rows)
+    assert sorted(np.concatenate(task.plan(0)).tolist()) == sorted(units.tolist())
+
+    torch.manual_seed(1)
+    student = SoftTagger(build_model(settings, SCHEME)[0], labels.crf, temperature=2.0).eval()
+    tweets = [0, 3, 5]
+    soft_batch = task.collate([task.texts + tweet for tweet in tweets], epoch=0)
+    assert task.sample_ids([0, task.texts + 3]) == [labels.ids[0], split.rows[3]["id"]]
+    hard_batch = split.inputs.batch(tweets, [task.training_labels[tweet] for tweet in tweets])
+    assert soft_batch.pop("weight") == hard_batch.pop("weight")
+    hard = super(SoftTagger, student).forward(**hard_batch)
+    torch.testing.assert_close(student(**soft_batch), hard, rtol=1e-5, atol=1e-4)
+    assert not any(name.startswith("teacher") for name in student.state_dict())
+
+
+def test_refusals(tmp_path, encoder, named, soft, trained, corpus, capsys):
+    arguments = ["--encoder", str(encoder), "--data", str(named), "--output", str(tmp_path / "out"), *STAGE]
+    for options, message in [
+        (["--soft_labels", str(soft), "--scheme", "BIOES"], "its labels are BIO of .*Give --scheme BIO"),
+        (["--soft_labels", str(corpus)], "teacher.safetensors: not there"),
+    ]:
+        assert distill.main([*arguments, *options]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    teachers = json.dumps([str(trained("crf")), str(trained("crf", "BIOES"))])
+    assert soft_labels.main(["--teachers", teachers, "--data", str(corpus), "--output", str(tmp_path / "soft")]) == 2
+    assert "Teachers must have the same" in capsys.readouterr().err
+
+
+def test_a_teacher_of_one_keeps_its_distribution(trained):
+    recognizer = Recognizer.from_pretrained(trained("crf"))
+    teacher = Teacher([recognizer], ["one"])
+    for name, parameter in teacher.crf.named_parameters():
+        assert torch.equal(parameter, getattr(recognizer.tagger.model.crf, name))
