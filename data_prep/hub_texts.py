@@ -9,24 +9,21 @@ Nothing but data is read: `datasets` runs no code of the Hub.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 
-import numpy as np
 from datasets import IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, get_token
 
-from data_prep.text_batches import BEGIN, TEXTS_AT_ONCE, Place, ReadingInterrupted, TextBatch
+from data_prep.text_batches import BEGIN, TEXTS_AT_ONCE, Place, ReadingInterrupted, TextBatch, batches_of_texts
 from launch.errors import InputError
 from launch.hub import CHECK_SECONDS, TransportError, hub_calls
 from launch.scrub import redact
-from launch.stage import PLAN_NAME
+from launch.stage import planned_input
 
 PREFIX = "hub:"
 _NAME = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[\w./+-]+))?")
@@ -54,23 +51,18 @@ class HubData:
         return f"{PREFIX}{self.repository}{config}" + (f"@{self.revision}" if self.revision else "")
 
 
-def data_input(data: str, partial: Path) -> Path | str:
-    """The stage input that a data setting names: its folder, or `hub:OWNER/NAME@COMMIT`.
+def hub_input(data: str, partial: Path) -> str:
+    """The stage input that a data setting names: `hub:OWNER/NAME@COMMIT`.
 
     A branch or a tag becomes the commit it points to now; that of an interrupted run, which left the folder
     ``partial``, goes on with the run's.
     """
-    if not data.startswith(PREFIX):
-        return Path(data)
     named = HubData.parse(data)
     if named.revision and _COMMIT.fullmatch(named.revision):
         return data
-    try:
-        planned = HubData.parse(json.loads((partial / PLAN_NAME).read_text(encoding="utf-8"))["inputs"]["data"])
-        if not named.revision and replace(planned, revision=None) == named:
-            return str(planned)
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+    planned = planned_input(partial, "data") or ""
+    if not named.revision and _NAME.fullmatch(planned) and replace(HubData.parse(planned), revision=None) == named:
+        return planned
     with hub_calls(f"cannot read {data}", CHECK_SECONDS, get_token()):
         commit = HfApi().dataset_info(named.repository, revision=named.revision, timeout=CHECK_SECONDS).sha
     return str(replace(named, revision=commit))
@@ -97,12 +89,8 @@ def iterate_hub_texts(
             if batch is None:
                 break
             row += len(batch)
-            values = batch[column].to_pylist()
-            texts = [text for text in values if text and not text.isspace()]
-            kept, cut = _cut(texts, validation_share) if is_cut and split == "train" else (texts, [])
-            if cut:
-                yield TextBatch("validation", cut)
-            yield TextBatch(split, kept, None, Place(number, row), left_out=len(values) - len(texts))
+            share = validation_share if is_cut and split == "train" else 0.0
+            yield from batches_of_texts(split, batch[column].to_pylist(), share, Place(number, row))
 
 
 def _shards(
@@ -121,16 +109,6 @@ def _shards(
         texts = found[split].select_columns([column])
         shards += [(split, texts.shard(texts.num_shards, index)) for index in range(texts.num_shards)]
     return shards
-
-
-def _cut(texts: list[str], share: float) -> tuple[list[str], list[str]]:
-    """Texts of the training split, and those for validation: the same whatever comes with them."""
-    hashes = [blake2b(text.casefold().encode(), digest_size=8).digest() for text in texts]
-    is_validation = np.frombuffer(b"".join(hashes), "<u8") * 2.0**-64 < share
-    parts: tuple[list[str], list[str]] = ([], [])
-    for text, where in zip(texts, is_validation.tolist(), strict=True):
-        parts[where].append(text)
-    return parts
 
 
 @contextmanager

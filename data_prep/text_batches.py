@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -66,7 +68,7 @@ def iterate_texts(
                 wanted["image_words"] = NER_FEATURES["image_words"]
             check_columns(shard, wanted)
             with pq.ParquetFile(shard) as file:
-                for row, batch in _batches(file, list(wanted), first_row):
+                for row, batch in read_batches(file, list(wanted), first_row):
                     values = batch[column].to_pylist()
                     yield TextBatch(
                         split,
@@ -78,7 +80,7 @@ def iterate_texts(
             raise InputError.at(shard, None, f"cannot be read ({error})", "Make it again.") from None
 
 
-def _batches(file: pq.ParquetFile, columns: list[str], first_row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def read_batches(file: pq.ParquetFile, columns: list[str], first_row: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Batches from ``first_row`` on, with the row at which each begins; row groups before it are not read."""
     group, row = 0, 0
     while group < file.num_row_groups and row + file.metadata.row_group(group).num_rows <= first_row:
@@ -86,8 +88,31 @@ def _batches(file: pq.ParquetFile, columns: list[str], first_row: int) -> Iterat
         group += 1
     if group == file.num_row_groups:
         return
-    for batch in file.iter_batches(TEXTS_AT_ONCE, row_groups=range(group, file.num_row_groups), columns=columns):
+    # A thread would read each column: one alone is as quick in this thread, where a signal is heard while it waits.
+    several, groups = len(columns) > 1, range(group, file.num_row_groups)
+    for batch in file.iter_batches(TEXTS_AT_ONCE, row_groups=groups, columns=columns, use_threads=several):
         skipped = min(max(first_row - row, 0), len(batch))
         if skipped < len(batch):
             yield row + skipped, batch.slice(skipped)
         row += len(batch)
+
+
+def batches_of_texts(
+    split: str, values: Sequence[str | None], validation_share: float, next_place: Place
+) -> Iterator[TextBatch]:
+    """The texts among some values, of which ``validation_share``, picked by their hash, go to `validation` instead."""
+    texts = [text for text in values if text and not text.isspace()]
+    kept, cut = _cut(texts, validation_share) if validation_share else (texts, [])
+    if cut:
+        yield TextBatch("validation", cut)
+    yield TextBatch(split, kept, None, next_place, left_out=len(values) - len(texts))
+
+
+def _cut(texts: list[str], share: float) -> tuple[list[str], list[str]]:
+    """Texts of the training split, and those for validation: the same whatever comes with them."""
+    hashes = [blake2b(text.casefold().encode(), digest_size=8).digest() for text in texts]
+    is_validation = np.frombuffer(b"".join(hashes), "<u8") * 2.0**-64 < share
+    parts: tuple[list[str], list[str]] = ([], [])
+    for text, where in zip(texts, is_validation.tolist(), strict=True):
+        parts[where].append(text)
+    return parts

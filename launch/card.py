@@ -13,6 +13,8 @@ from typing import Any
 import jinja2
 import yaml
 
+from launch.stage import ELSEWHERE
+
 HASH_DIGITS = 12
 KEY_SETTINGS_SHOWN = 8
 # Substrings of setting names, the telling ones first: what a reader of the chain looks for.
@@ -68,7 +70,7 @@ def chain_row(stage: ChainStage) -> dict[str, Any]:
         "reads": [
             {
                 "name": _input_name(entry["path"]),
-                "digest": "" if _is_hub(entry) else (entry["sha256"] or "")[:HASH_DIGITS],
+                "digest": "" if entry["path"].startswith(ELSEWHERE) else (entry["sha256"] or "")[:HASH_DIGITS],
             }
             for entry in inputs_of(manifest)
         ],
@@ -118,12 +120,8 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def _is_hub(entry: dict[str, Any]) -> bool:
-    return entry["path"].startswith("hub:")
-
-
 def _input_name(path: str) -> str:
-    return path if path.startswith("hub:") else folder_name(path)
+    return path if path.startswith(ELSEWHERE) else folder_name(path)
 
 
 def _key_settings(settings: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from launch.errors import InputError
 from launch.paper_table4 import TEST_TWEETS, PaperRow, paper_row
-from launch.stage import MANIFEST_NAME, METRICS_NAME, iterate_jsonl, read_manifest
+from launch.stage import ELSEWHERE, MANIFEST_NAME, METRICS_NAME, iterate_jsonl, read_manifest
 
 ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
 CONVENTIONS = ("conlleval", "strict")
@@ -271,8 +271,9 @@ def is_weights(name: str, entry: dict[str, Any]) -> bool:
 
 
 def short_name(path: str) -> str:
-    """Last part of a path or hub id, without revision: nothing of the machine's folders belongs in a report."""
-    name = path.removeprefix("hub:").partition("@")[0].rstrip("/\\")
+    """Last part of a path, hub id or address, without version: nothing of the machine's folders belongs in a report."""
+    place = path.partition(" ")[0] if path.startswith(ELSEWHERE) else path
+    name = place.removeprefix("hub:").partition("@")[0].rstrip("/\\")
     return name.replace("\\", "/").rpartition("/")[2] or name
 
 

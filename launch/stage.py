@@ -50,6 +50,9 @@ PLAN_NAME = ".plan.json"
 LOCK_NAME = ".lock"
 """In a ``.partial`` folder: locked by the process that is writing it."""
 
+ELSEWHERE = ("hub:", "https://", "http://")
+"""How inputs begin that are not on this machine; what they are called tells their commit or version."""
+
 INPUT_MISSING = "would miss its input"
 """How ``--dry_run`` begins where an input is not there; the pipeline knows whether an earlier stage makes it."""
 
@@ -204,7 +207,7 @@ def run_stage(
 
     A stage that was asked to stop, and did, returns :data:`~launch.interruption.REQUEUE_EXIT_CODE`.
 
-    ``inputs`` maps names to what the stage reads: a path (hashed by content), ``hub:ID`` or None.
+    ``inputs`` maps names to what the stage reads: a path (hashed by content), something of `ELSEWHERE`, or None.
     ``subcommand``: what the command line named before ``argv``, where one file holds several stages.
     ``keeps_partial``: the function can go on from what an interrupted run left in ``stage.folder``.
     ``grows``: also from what a finished run left there. It ends at a signal as it would by itself, and where it raises
@@ -285,7 +288,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def describe_input(name: str, value: Path | str) -> dict[str, Any]:
     """The manifest's entry of one input: where it is, its content hash, and its own manifest."""
-    if isinstance(value, str) and value.startswith("hub:"):
+    if isinstance(value, str) and value.startswith(ELSEWHERE):
         return {"path": value, "sha256": value, "manifest": None}
     path = Path(value)
     if not path.exists():
@@ -300,6 +303,14 @@ def describe_input(name: str, value: Path | str) -> dict[str, Any]:
 def partial_folder(output: Path) -> Path:
     """Where a stage writes until it is done."""
     return output.with_name(output.name + ".partial")
+
+
+def planned_input(partial: Path, name: str) -> str | None:
+    """The content of its input ``name`` that an interrupted run put down in ``partial``; None where there is none."""
+    try:
+        return json.loads((partial / PLAN_NAME).read_text(encoding="utf-8"))["inputs"][name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def is_main_process() -> bool:
@@ -515,7 +526,7 @@ def _dry_run(
     missing = [
         f"{key}: {value} is not there"
         for key, value in inputs.items()
-        if value and not str(value).startswith("hub:") and not Path(value).exists()
+        if value and not str(value).startswith(ELSEWHERE) and not Path(value).exists()
     ]
     if missing:
         return f"{INPUT_MISSING} {'; '.join(missing)}"

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from data_prep.hub_texts import PREFIX, HubData, data_input, iterate_hub_texts
 from data_prep.layout import read_ids
+from data_prep.streamed_texts import data_input, is_streamed, iterate_streamed_texts
 from data_prep.text_batches import Place, TextBatch, iterate_texts
 from launch.errors import InputError
 from launch.loop import (
@@ -68,11 +68,12 @@ class MLMSettings(EncoderStageSettings):
     """Settings of `pretrain/mlm.py`. The data are a `corpus` or `ner` data set with splits `train` and `validation`."""
 
     data: str = field(metadata=NOT_IDENTITY)
-    """Folder of the data set to train on, or one on the Hub to stream: `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION`."""
+    """Folder of the data set to train on, or what to stream: one on the Hub, `hub:OWNER/NAME` or
+    `hub:OWNER/NAME@REVISION`, or a Parquet file, `https://HOST/FILE.parquet` (several with spaces between)."""
     text_column: str = "text"
-    """Of a data set on the Hub: the column to read."""
+    """Of streamed data: the column to read."""
     validation_share: float = 0.02
-    """Of a data set on the Hub without a split `validation`: share of `train`, picked by a hash of the text."""
+    """Of streamed data without a split `validation`: share of `train`, picked by a hash of the text."""
     image_words: Literal["given", "none"] = "given"
     """Second segment: the image words of a text where the data set has them, or nothing."""
     image_length: int = 32
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inputs_of(settings: MLMSettings) -> dict[str, Path | str]:
-    """What the stage reads: an encoder and texts, each in a folder or on the Hub."""
+    """What the stage reads: an encoder and texts, each in a folder or elsewhere."""
     data = data_input(settings.data, partial_folder(settings.output))
     return {"encoder": encoder_input(settings.encoder), "data": data}
 
@@ -129,7 +130,7 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     by_autocast = under_deepspeed()
     accelerator = make_accelerator(settings.run, autocast=by_autocast)
     stage.seeds = [settings.seed]
-    if settings.data.startswith(PREFIX):  # a push while the processes start must not give them different commits
+    if is_streamed(settings.data):  # a change while the processes start must not give them different versions
         (stage.inputs["data"],) = broadcast_object_list([stage.inputs["data"]])
 
     torch.manual_seed(settings.seed)
@@ -216,7 +217,7 @@ def tokenized(
     settings: MLMSettings, stage: Stage, tokenizer: PreTrainedTokenizerBase, splits: Sequence[str]
 ) -> dict[str, TokenStore]:
     """The texts of some splits as tokens, from the cache or made now."""
-    data, cache = stage.inputs["data"]["path"], settings.token_cache or default_cache()
+    content, cache = stage.inputs["data"]["sha256"], settings.token_cache or default_cache()
     cutter = Cutter(tokenizer, settings.row_length, settings.image_length, settings.image_words_joiner)
 
     def read(
@@ -230,17 +231,16 @@ def tokenized(
 
         return tokenize(texts, together, content, cutter, cache, progress)
 
-    if data.startswith(PREFIX):
+    if is_streamed(settings.data):
         # Training and validation in one go: the second may have to be cut from the first.
         together = TRAINING_SPLITS if set(splits) <= set(TRAINING_SPLITS) else tuple(splits)
-        named, column, share = HubData.parse(data), settings.text_column, settings.validation_share
-        return read(
-            together, f"{data} {column} {share}", lambda start: iterate_hub_texts(named, together, column, share, start)
-        )
-    content, with_images = stage.inputs["data"]["sha256"], settings.image_words == "given"
+        column, share = settings.text_column, settings.validation_share
+        texts = partial(iterate_streamed_texts, content, together, column, share)
+        return read(together, f"{content} {column} {share}", texts)
+    with_images = settings.image_words == "given"
     stores: dict[str, TokenStore] = {}
     for split in splits:
-        texts = partial(iterate_texts, Path(data), (split,), "tokens", with_images)
+        texts = partial(iterate_texts, Path(settings.data), (split,), "tokens", with_images)
         stores |= read((split,), f"{content} image words: {settings.image_words}", texts)
     return stores
 
@@ -297,7 +297,7 @@ class MaskedLanguageModelling:
     def sample_ids(self, rows: Sequence[np.ndarray]) -> list[str]:
         """Ids of the texts in the rows."""
         samples = np.concatenate(rows)
-        if self.settings.data.startswith(PREFIX):
+        if is_streamed(self.settings.data):
             return [f"train text {sample}" for sample in samples.tolist()]
         return read_ids(Path(self.settings.data), "train", samples)
 

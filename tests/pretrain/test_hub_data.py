@@ -12,7 +12,8 @@ from fake_dataset_hub import NAME, FakeDatasetHub
 from tiny_models import make_encoder, make_texts, make_tokenizer
 
 from data_prep import hub_texts, text_batches
-from data_prep.hub_texts import HubData, data_input, iterate_hub_texts
+from data_prep.hub_texts import HubData, iterate_hub_texts
+from data_prep.streamed_texts import data_input
 from data_prep.text_batches import BEGIN, Place, ReadingInterrupted
 from launch import loop
 from launch.errors import InputError
