@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_prep.column_files import read_lines
-from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter, read_texts, splits_of
-from data_prep.near_duplicates import SIMILAR, NearDuplicates, words_of
+from data_prep.excluded import Excluded, ExcludeSettings
+from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter
 from data_prep.post_frame import TextSettings, iterate_posts, read_frame, use_runner, with_text_work
 from data_prep.repeats import BLOCK_POSTS, SIGNATURE_HASHES, NearRepeats, WordSets, bands_of
 from data_prep.sources.files import files_passed_over, post_files
@@ -33,22 +33,15 @@ from launch.stage import Stage
 
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "nearly a duplicate"
-EXCLUDED = "in an excluded data set"
-NEARLY_EXCLUDED = "nearly in an excluded data set"
 AUTHOR_HAS_ENOUGH = "more than {} posts of its author"
-EXAMPLES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class CleanSettings(TextSettings, DatasetStageSettings):
+class CleanSettings(TextSettings, ExcludeSettings, DatasetStageSettings):
     """Settings of the cleaner."""
 
     input: Path = field(metadata=NOT_IDENTITY)
     """A `posts` data set, or raw posts: a file or a folder of them, as `data_prep/crawl.py files` reads them."""
-    exclude: list[Path] | Path = field(default_factory=list, metadata=NOT_IDENTITY)
-    """Data sets (outputs of data_prep stages) whose texts, in any split, must not be in the corpus; one or a list."""
-    exclude_similarity: float = SIMILAR
-    """Jaccard similarity of word sets from which a post counts as nearly equal to an excluded text; 1 for equal sets."""
     block_list: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """File with a word or phrase on each line; posts that hold one, as whole words and case aside, are left out."""
     drop_duplicates: bool = True
@@ -66,7 +59,8 @@ class CleanSettings(TextSettings, DatasetStageSettings):
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
-        for name in ("exclude_similarity", "near_duplicates", "language_confidence"):
+        super().__post_init__()
+        for name in ("near_duplicates", "language_confidence"):
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
                 raise ValueError(f"{name} {value}: give a number above 0 and up to 1")
         if not 0 <= self.validation_share < 1:
@@ -85,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         inputs=lambda settings: {
             "posts": settings.input,
             "block_list": settings.block_list,
-            **{f"exclude_{number}": folder for number, folder in enumerate(_excluded_folders(settings))},
+            **settings.excluded_inputs(),
         },
         argv=argv,
     )
@@ -105,7 +99,7 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
         frame = frame.sort("place")  # a cluster gives batches as they become ready
     decisions = Decisions(settings)
     rows, facts = stage.rows, stage.facts
-    facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": decisions.excluded_matches}
+    facts |= {"files_passed_over": passed_over, "posts_with_urls": 0, "excluded_matches": decisions.excluded.matches}
     posts_of_source: Counter[str] = Counter()
 
     bar = stage.progress(None, "cleaning", unit="post")
@@ -134,7 +128,7 @@ def clean(settings: CleanSettings, stage: Stage) -> None:
             counts = ", ".join(f"{count} {reason}" for reason, count in rows.rejected.most_common()) or "none rejected"
             problem = f"no posts for the split {split}: {rows.taken} read, {rows.kept} kept ({counts})"
             raise InputError.at(settings.input, None, problem, "Give more posts, or change --validation_share.")
-    facts |= {"posts_of_source": dict(posts_of_source), "excluded_texts": decisions.excluded_texts}
+    facts |= {"posts_of_source": dict(posts_of_source), "excluded_texts": len(decisions.excluded.ids)}
     facts["rows_of_split"] = {split: writer.rows(split) for split in ("train", "validation", REJECTED)}
     writer.write_card(
         "Cleaned posts",
@@ -149,11 +143,7 @@ class Decisions:
 
     def __init__(self, settings: CleanSettings) -> None:
         self.settings = settings
-        folders = _excluded_folders(settings)
-        self._excluded = Excluded(folders, settings.exclude_similarity) if folders else None
-        self.excluded_texts = len(self._excluded.ids) if self._excluded else 0
-        self.excluded_matches: list[list] = []
-        """Of the first posts that match: id, id of the excluded text, similarity."""
+        self.excluded = Excluded(settings.excluded_folders, settings.exclude_similarity)
         self._seen: set[int] = set()
         self._near = NearRepeats(settings.near_duplicates) if settings.near_duplicates else None
         self._posts_of_author: Counter[str] = Counter()
@@ -168,7 +158,7 @@ class Decisions:
     def _reasons_of_block(self, block: pa.RecordBatch) -> list[str | None]:
         reasons = block["reason"].to_pylist()
         keys = block["key"].to_pylist()
-        texts = block["clean"].to_pylist() if self._excluded else None
+        ids, texts = (block[name].to_pylist() if self.excluded.ids else None for name in ("id", "clean"))
         authors = block["author_id"].to_pylist() if self.settings.posts_per_author else None
         near = (
             self._near.look_up(*_words_and_bands(block), block["reason"].is_null().to_numpy(False))
@@ -180,10 +170,8 @@ class Decisions:
                 continue
             if self.settings.drop_duplicates and key in self._seen:
                 reasons[row] = DUPLICATE
-            elif self._excluded and (match := self._excluded.find(texts[row])):
-                reasons[row] = match[0]
-                if len(self.excluded_matches) < EXAMPLES:
-                    self.excluded_matches.append([block["id"][row].as_py(), *match[1:]])
+            elif texts and (reason := self.excluded.reason(ids[row], texts[row])):
+                reasons[row] = reason
             elif authors and self._has_enough(authors[row]):
                 reasons[row] = AUTHOR_HAS_ENOUGH.format(self.settings.posts_per_author)
             elif near and (near.came_before[row] or any(reasons[other] is None for other in near.earlier.get(row, ()))):
@@ -198,30 +186,6 @@ class Decisions:
 
     def _has_enough(self, author: str | None) -> bool:
         return author is not None and self._posts_of_author[author] >= self.settings.posts_per_author
-
-
-class Excluded:
-    """The texts that must not be in the corpus."""
-
-    def __init__(self, folders: list[Path], similarity: float) -> None:
-        self.ids: list[str] = []
-        texts: list[tuple[str, ...]] = []
-        for folder in folders:
-            for split in splits_of(folder):
-                ids, split_texts = read_texts(folder, split)
-                self.ids += ids
-                texts += map(words_of, split_texts)
-        self._index = NearDuplicates(texts, similarity)
-        self._place_of = {words: place for place, words in reversed(list(enumerate(texts)))}
-
-    def find(self, text: str) -> tuple[str, str, float] | None:
-        """Reason, id of the excluded text and similarity, if the text equals one or nearly does."""
-        words = words_of(text)
-        if (place := self._place_of.get(words)) is not None:
-            return EXCLUDED, self.ids[place], 1.0
-        if match := self._index.find(words):
-            return NEARLY_EXCLUDED, self.ids[match[0]], round(match[1], 3)
-        return None
 
 
 def _block_list(path: Path) -> tuple[str, ...]:
@@ -243,10 +207,6 @@ def _words_and_bands(block: pa.RecordBatch) -> tuple[WordSets, np.ndarray]:
     sizes = pc.list_value_length(block["word_hashes"]).to_numpy()
     words = WordSets(block["word_hashes"].flatten().to_numpy(), np.concatenate([[0], np.cumsum(sizes)]))
     return words, bands_of(block["signature"].flatten().to_numpy().reshape(len(block), SIGNATURE_HASHES))
-
-
-def _excluded_folders(settings: CleanSettings) -> list[Path]:
-    return [settings.exclude] if isinstance(settings.exclude, Path) else list(settings.exclude)
 
 
 def _more_in_words(settings: CleanSettings) -> str:

@@ -1,9 +1,10 @@
 """Tweets with words predicted from their images, of the multimodal sarcasm data set, become a corpus with image words.
 
-    python data_prep/mmsarcasm.py --input tweets_with_5_image_words.jsonl.gz --output data/mmsarcasm
+    python data_prep/mmsarcasm.py --input tweets_with_5_image_words.jsonl.gz --output data/mmsarcasm --exclude data/tmn
 
 Reads JSON lines (perhaps gzipped) with `id`, `split` (`train`, `valid2` or `test2`), `text` and `image_words`. Placeholders
 of URLs (`<url>`) are removed, as URLs are from all text here; nothing else is changed. What is said of sarcasm is not read.
+`--exclude` leaves out tweets that are also, or nearly, in a data set that a model will be tested on.
 """
 
 import gzip
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data_prep.excluded import Excluded, ExcludeSettings
 from data_prep.layout import PAIRS_FEATURES, DatasetWriter
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
@@ -27,7 +29,7 @@ _FORMAT = "Expected is a JSON object with `id`, `split`, `text` (strings) and `i
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMSarcasmSettings(DatasetStageSettings):
+class MMSarcasmSettings(ExcludeSettings, DatasetStageSettings):
     """Settings of the reader of the multimodal sarcasm data set."""
 
     input: Path = field(metadata=NOT_IDENTITY)
@@ -36,13 +38,15 @@ class MMSarcasmSettings(DatasetStageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stage."""
-    inputs = lambda settings: {"tweets": settings.input}  # noqa: E731
+    inputs = lambda settings: {"tweets": settings.input, **settings.excluded_inputs()}  # noqa: E731
     return run_dataset_stage(MMSarcasmSettings, make_mmsarcasm, inputs, argv)
 
 
 def make_mmsarcasm(settings: MMSarcasmSettings, stage: Stage) -> None:
     """Read the tweets and put each into its split, or among the rejected."""
+    excluded = Excluded(settings.excluded_folders, settings.exclude_similarity)
     stage.facts |= {"language": "en", "tweets_with_urls": 0}
+    stage.facts |= {"excluded_texts": len(excluded.ids), "excluded_matches": excluded.matches}
     seen: set[str] = set()
     with DatasetWriter(stage.folder, PAIRS_FEATURES) as writer:
         for line, tweet in stage.progress(_read(settings.input), "reading", unit="tweet"):
@@ -51,8 +55,8 @@ def make_mmsarcasm(settings: MMSarcasmSettings, stage: Stage) -> None:
             left = [word for word in words if word != URL]
             row = {"id": tweet["id"], "text": " ".join(left), "image_words": tweet["image_words"]}
             stage.rows.taken += 1
-            if not left or tweet["id"] in seen:
-                reason = EMPTY if not left else REPEATED
+            reason = EMPTY if not left else REPEATED if tweet["id"] in seen else excluded.reason(row["id"], row["text"])
+            if reason:
                 writer.reject(row, reason)
                 stage.rows.rejected[reason] += 1
                 continue

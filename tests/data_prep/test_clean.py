@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data_prep import clean
+from data_prep.excluded import EXCLUDED, NEARLY_EXCLUDED
 from data_prep.layout import CORPUS_FEATURES, NER_FEATURES, ner_row, read_corpus, splits_of, write_dataset
 from data_prep.posts import EMPTY
 from data_prep.sources.files import read_batches
@@ -141,11 +142,11 @@ def test_excluded_data_sets(source, tmp_path):
     assert run(source, output, *ALL_TO_TRAIN, "--exclude", both) == 0
     reasons = {post_id: reason for post_id, (_, reason) in rejected(output).items()}
     assert reasons == {
-        "a:1": clean.EXCLUDED,
-        "a:2": clean.EXCLUDED,
-        "a:4": clean.NEARLY_EXCLUDED,
-        "a:5": clean.NEARLY_EXCLUDED,
-        "a:6": clean.NEARLY_EXCLUDED,
+        "a:1": EXCLUDED,
+        "a:2": EXCLUDED,
+        "a:4": NEARLY_EXCLUDED,
+        "a:5": NEARLY_EXCLUDED,
+        "a:6": NEARLY_EXCLUDED,
     }
     assert manifest(output)["facts"]["excluded_matches"][2:4] == [["a:4", "test:1", 0.833], ["a:5", "test:1", 0.8]]
     assert sorted(manifest(output)["inputs"]) == ["exclude_0", "exclude_1", "posts"]

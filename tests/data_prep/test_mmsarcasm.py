@@ -2,10 +2,12 @@ import gzip
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from data_prep import mmsarcasm
-from data_prep.layout import PAIRS_FEATURES, read_corpus, read_split
+from data_prep.excluded import EXCLUDED, NEARLY_EXCLUDED
+from data_prep.layout import NER_FEATURES, PAIRS_FEATURES, ner_row, read_corpus, read_split, write_dataset
 from launch.stage import read_manifest
 
 
@@ -46,6 +48,36 @@ def test_rows(tmp_path, name):
     manifest = read_manifest(output)
     assert manifest["rows"] == {"taken": 6, "kept": 4, "rejected": {"empty": 1, "id came before": 1}}
     assert manifest["facts"]["tweets_with_urls"] == 1
+
+
+def test_tweets_of_a_data_set_to_test_on_are_left_out(tmp_path):
+    words = "alpha beta gamma delta epsilon".split()
+    tagged = ner_row("test:1", words, ["O"] * 5, words, ["O"] * 5, range(5))
+    ner = tmp_path / "ner"
+    write_dataset(ner, {"train": [tagged | {"id": "train:1"}], "test": [tagged]}, NER_FEATURES, "Tweets")
+    tweets = [
+        *TWEETS,
+        tweet("6", "Alpha beta, gamma delta epsilon! <url>"),  # equal
+        tweet("7", "alpha beta gamma delta epsilon eta", "test2"),  # 5 of 6 words: 0.83
+        tweet("8", "alpha beta gamma delta zeta"),  # 4 of 6 words
+    ]
+    file, output = write(tmp_path / "tweets.jsonl", tweets), tmp_path / "out"
+    assert mmsarcasm.main([f"--input={file}", f"--output={output}", f"--exclude={ner}"]) == 0
+    manifest = read_manifest(output)
+    reasons = {"empty": 1, "id came before": 1, EXCLUDED: 1, NEARLY_EXCLUDED: 1}
+    assert manifest["rows"] == {"taken": 9, "kept": 5, "rejected": reasons}
+    assert manifest["facts"]["excluded_texts"] == 2
+    assert manifest["facts"]["excluded_matches"] == [["6", "train:1", 1.0], ["7", "train:1", 0.833]]
+    assert sorted(manifest["inputs"]) == ["exclude_0", "tweets"]
+    (rejected,) = (output / "rejected").glob("*.parquet")
+    rows = {row["id"]: row["reason"] for row in pq.read_table(rejected).to_pylist()}
+    assert (rows["6"], rows["7"]) == (EXCLUDED, NEARLY_EXCLUDED)
+    kept = [row["id"] for split in ("train", "validation", "test") for row in read_split(output, split, PAIRS_FEATURES)]
+    assert kept == ["1", "2", "8", "4", "5"]
+
+    equal = tmp_path / "equal"
+    assert mmsarcasm.main([f"--input={file}", f"--output={equal}", f"--exclude={ner}", "--exclude_similarity=1"]) == 0
+    assert read_manifest(equal)["rows"]["rejected"] == {"empty": 1, "id came before": 1, EXCLUDED: 1}
 
 
 @pytest.mark.parametrize(
