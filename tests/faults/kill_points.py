@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -51,10 +52,12 @@ def draw_points(count: int, processes: int, seed: int) -> list[KillPoint]:
 class Run:
     """A pretraining run that can be started, killed and started again by the same command."""
 
-    def __init__(self, folder: Path, name: str, processes: int, *more: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, processes: int, *more: str, launcher: Sequence[str] | None = None
+    ) -> None:
         self.output, self.partial = folder / name, folder / f"{name}.partial"
         self.log = folder / f"{name}.log"
-        self.processes = processes
+        self.processes, self.launcher = processes, launcher
         self.arguments = [
             *(f"--encoder={folder / 'encoder'}", f"--data={folder / 'corpus'}", f"--output={self.output}"),
             *("--row_length=32", "--tokens_per_step=256", "--dropout=0.1", "--schedule.epochs=7", "--evaluate_steps=9"),
@@ -63,7 +66,8 @@ class Run:
         ]
 
     def start(self, *script: str, **variables: str) -> subprocess.Popen:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
+        launcher = self.launcher or torchrun
         command = [sys.executable, *(launcher if self.processes > 1 else [])]
         command += [*(script or ["pretrain/mlm.py"]), *self.arguments]
         with open(self.log, "a") as log:
