@@ -95,7 +95,7 @@ class Cutter:
         both = zip(
             rows,
             self._split([texts[row] for row in rows]),
-            self._split([self.joiner.join(image_words[row]) for row in rows]),
+            self._split_image_words([image_words[row] for row in rows]),
             strict=True,
         )
         pairs = {}
@@ -120,9 +120,21 @@ class Cutter:
 
     def _split(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Tokens and kinds of each text, whole and without special tokens."""
-        if not texts:
+        return self._parts_of(self._parts.encode_batch(texts, add_special_tokens=False))
+
+    def _split_image_words(self, image_words: list[Sequence[str]]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same of each text's image words; what joins them is special, since it is the same everywhere."""
+        joined = [self.joiner.join(words) for words in image_words]
+        encodings = self._parts.encode_batch(joined, add_special_tokens=False)
+        parts = self._parts_of(encodings)
+        for words, encoding, (_, kinds) in zip(image_words, encodings, parts, strict=True):
+            kinds[between_words(words, self.joiner, encoding.offsets)] = SPECIAL
+        return parts
+
+    def _parts_of(self, encodings: Sequence[Encoding]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Tokens and kinds of each encoding."""
+        if not encodings:
             return []
-        encodings = self._parts.encode_batch(texts, add_special_tokens=False)
         lengths = np.fromiter(map(len, encodings), np.int64, len(encodings))
         borders = np.cumsum(lengths)[:-1]
         tokens, kinds = self._arrays(encodings, lengths)
@@ -141,3 +153,12 @@ class Cutter:
         )
         kinds = np.where(np.isnan(words), SPECIAL, np.where(continues, CONTINUES_WORD, BEGINS_WORD)).astype(np.uint8)
         return tokens, kinds
+
+
+def between_words(words: Sequence[str], joiner: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which tokens, given where they begin and end in ``joiner.join(words)``, hold nothing of a word (bool)."""
+    lengths = np.array([len(word) for word in words])
+    ends = np.cumsum(lengths + len(joiner)) - len(joiner)
+    token_begins, token_ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    word = np.minimum(np.searchsorted(ends, token_begins, side="right"), len(words) - 1)  # the first that ends later
+    return (ends - lengths)[word] >= token_ends

@@ -1,7 +1,7 @@
 """Texts as token ids on disk: tokenized once for a data set and a tokenizer, and mapped into memory, not read.
 
     CACHE/0f3c…/train/tokens.bin         uint16 (uint32 for vocabularies above 65,536): all texts one after another
-    CACHE/0f3c…/train/kinds.bin          uint8 for each token: does it begin a word, continue one, or is it special?
+    CACHE/0f3c…/train/kinds.bin          uint8 for each token: begins a word, continues one, or is special and never masked
     CACHE/0f3c…/train/offsets.bin        int64, one more than there are texts: where each begins
     CACHE/0f3c…/train/text_lengths.bin   int32: tokens of each text before its image words; only where there are any
     CACHE/0f3c…/train/store.json         sizes, types and checksums
@@ -24,7 +24,7 @@ from launch.errors import InputError
 from launch.files import sha256_of_file
 
 SPECIAL, BEGINS_WORD, CONTINUES_WORD = 0, 1, 2
-"""Kinds of tokens."""
+"""Kinds of tokens. Special are [CLS] and [SEP], and what joins image words: none of them is ever masked."""
 
 
 def default_cache() -> Path:

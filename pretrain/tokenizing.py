@@ -26,7 +26,7 @@ from launch.files import sha256_of_file, sync_to_disk, write_json_whole
 from pretrain.cutter import Cut, Cutter
 from pretrain.token_store import TokenStore, open_stores
 
-FORMAT = 3
+FORMAT = 4
 """Part of the key: raise it when the files change their meaning."""
 
 TOKENIZED_AT_ONCE = 10_000

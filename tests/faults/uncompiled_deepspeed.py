@@ -1,6 +1,6 @@
 """Runs a stage under DeepSpeed without its faster communication in C++, which it would first compile, for over a minute.
 
-    accelerate launch … uncompiled_deepspeed.py pretrain/mlm.py --encoder …
+accelerate launch … uncompiled_deepspeed.py pretrain/mlm.py --encoder …
 """
 
 import importlib

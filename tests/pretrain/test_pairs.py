@@ -18,8 +18,9 @@ from finetune.features import InputFormat, encode
 from launch.errors import InputError
 from launch.stage import iterate_jsonl, read_manifest
 from pretrain import mlm
-from pretrain.cutter import Cutter
+from pretrain.cutter import Cutter, between_words
 from pretrain.embedding import use_operator
+from pretrain.masking import Masking
 from pretrain.mlm import MLMSettings, make_batch
 from pretrain.model import PackedMaskedLanguageModel
 from pretrain.packing import lay_out, pack
@@ -93,6 +94,41 @@ def test_without_image_words_the_store_is_that_of_the_texts(tmp_path):
             assert np.array_equal(getattr(plain, name), getattr(none, name))
         assert np.array_equal(some.tokens[some.offsets[1] :], plain.tokens[plain.offsets[1] :])
         assert some.text_lengths[1:].tolist() == plain.lengths()[1:].tolist()
+
+
+@pytest.mark.parametrize("joiner", [", ", " , ", " ba "])
+@pytest.mark.parametrize("whole_word", [True, False])
+def test_what_joins_image_words_is_never_masked(tmp_path, joiner, whole_word):
+    """Commas in a text, and in an image word, are; so are words that read like the joiner."""
+    texts, words = ["ce, di"] * 40, [["fo, gu", "ba", "ha je", "ki"]] * 40
+    cutter = Cutter(TOKENIZER, 64, 32, joiner)
+    store = store_of(texts, words, cutter, tmp_path)
+    length = int(store.lengths()[0])
+    kinds = store.kinds[:length].tolist()
+    image = TOKENIZER(joiner.join(words[0]), add_special_tokens=False, return_offsets_mapping=True)
+    text_length = int(store.text_lengths[0])
+    assert [kind != SPECIAL for kind in kinds[:text_length]] == [False, *[True] * (text_length - 2), False]
+    joiners, place = set(), 0
+    for word in words[0][:-1]:
+        joiners |= set(range(place + len(word), place + len(word) + len(joiner)))
+        place += len(word) + len(joiner)
+    expected = [not set(range(*span)) <= joiners for span in image["offset_mapping"]]
+    assert [kind != SPECIAL for kind in kinds[text_length:]] == [*expected, False] and expected.count(False) == 3
+
+    masking, seen = Masking(0.3, whole_word, TOKENIZER.mask_token_id, len(TOKENIZER), seed=1), set()
+    laid = lay_out(pack(np.arange(40), store.lengths(), 64), store, 64)
+    for epoch in range(20):
+        _, chosen = masking.apply(laid, epoch)
+        seen |= set(laid.positions[chosen].tolist())
+    assert seen == {place for place, kind in enumerate(kinds) if kind != SPECIAL}
+
+
+def test_no_text_is_between_words():
+    assert between_words(["ab", "c"], ", ", [(0, 1), (1, 2), (2, 3), (4, 5)]).tolist() == [False, False, True, False]
+    assert between_words(["ab", "c"], ", ", [(0, 2), (2, 5)]).tolist() == [False, False], (
+        "a token with both is a word's"
+    )
+    assert between_words(["ab"], ", ", []).tolist() == []
 
 
 def test_image_words_that_leave_no_room_are_refused(tmp_path):
