@@ -20,7 +20,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[crawl,deepspeed,language,ray,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[crawl,deepspeed,features,language,ray,test,vectors]'
 	touch $@
 
 demo: $(INSTALLED)
