@@ -3,7 +3,8 @@
     python pretrain/word_vectors.py --data CORPUS --output VECTORS
 
 Writes `vectors.vec` (text: a word and its numbers on each line, the most frequent first), which the systems on word vectors
-read, and with `--binary true` `vectors.bin`, fastText's own format, which also gives vectors to words that are not in it.
+read; `counts.txt` (a word and its count on each line); and with `--binary true` `vectors.bin`, fastText's own format, which also
+gives vectors to words that are not in it.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def train_vectors(settings: WordVectorSettings, stage: Stage) -> None:
     stage.log(f"{len(model.wv):,} words with a vector, of {sentences.texts:,} texts")
     model.train(sentences, total_examples=model.corpus_count, epochs=settings.epochs)
 
-    model.wv.save_word2vec_format(str(stage.folder / "vectors.vec"))
+    model.wv.save_word2vec_format(str(stage.folder / "vectors.vec"), fvocab=str(stage.folder / "counts.txt"))
     if settings.binary:
         fasttext.save_facebook_model(model, str(stage.folder / "vectors.bin"))
     stage.rows.taken = stage.rows.kept = sentences.texts or 0
