@@ -95,10 +95,10 @@ def tree_paths(vectors_WD: np.ndarray, leaves: int, split: Split, tell: Callable
     while waiting and len(waiting) + len(done) < leaves:
         _, path, members = heapq.heappop(waiting)
         vectors = vectors_WD[members]
-        if (vectors == vectors[0]).all():
+        side = split(vectors) if (vectors != vectors[0]).any() else np.zeros(len(members))
+        if (side == side[0]).all():
             done.append((path, members))
             continue
-        side = split(vectors)
         for bit in (0, 1):
             chosen = members[side == bit]
             heapq.heappush(waiting, (-sum_of_squares(vectors_WD[chosen]), f"{path}{bit}", chosen))

@@ -3,8 +3,8 @@
     python pretrain/word_vectors.py --data CORPUS --output VECTORS
 
 Writes `vectors.vec` (text: a word and its numbers on each line, the most frequent first), which the systems on word vectors
-read; `counts.txt` (a word and its count on each line); and with `--binary true` `vectors.bin`, fastText's own format, which also
-gives vectors to words that are not in it.
+read; `counts.txt`, a word and its count on each line; and with `--binary true` `vectors.bin`, fastText's own format, which
+gives vectors to other words, too.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def train_vectors(settings: WordVectorSettings, stage: Stage) -> None:
     stage.facts["vectors"] = {
         "words": len(model.wv),
         "words_in_text": model.corpus_total_words,
-        "words_in_text_with_a_vector": sum(model.wv.get_vecattr(word, "count") for word in model.wv.index_to_key),
+        "words_in_text_with_a_vector": sum(int(model.wv.get_vecattr(word, "count")) for word in model.wv.key_to_index),
         "method": "fastText, skip-gram with subwords of 3 to 6 characters",
         "reproducible": settings.threads == 1,
     }
