@@ -17,8 +17,9 @@
 
 Placeholders are ``{data_root}``, ``{encoder}``, ``{output}``, ``{project}`` (the folder that holds ``data_prep/``),
 ``{stages.NAME}`` (that stage's output) and, within a stage, the names in its ``for_each``; ``{{`` and ``}}`` are plain
-braces. A ``for_each`` name that no setting uses as a placeholder is itself a setting. A stage reads only stages listed
-before it. Keys that are not listed here are refused by name.
+braces. In a list, the item ``"{all.NAME}"`` becomes the outputs of all stages that ``for_each`` made of NAME, in their
+order: ``runs: ["{all.ner}", "{stages.teacher}"]``. A ``for_each`` name that no setting uses as a placeholder is itself a
+setting. A stage reads only stages listed before it. Keys that are not listed here are refused by name.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ def read_recipe(
         entries = [_with_override(entry, parsed[-1]) for entry in entries]
 
     known = _top_level_values(content, path, data_root, encoder)
-    stages = [stage for entry in entries for stage in _spread(entry, path, known, parsed)]
+    members = {entry["name"]: [*map(_namer(entry), _combinations(entry))] for entry in entries}
+    stages = [stage for entry in entries for stage in _spread(entry, path, known, parsed, members)]
     _check_order(stages, path)
     recipe = Recipe(name=name, description=str(content.get("description") or ""), stages=tuple(stages))
     for override in parsed:
@@ -304,9 +306,13 @@ def _namer(entry: dict[str, Any]) -> Callable[[dict[str, Any]], str]:
 
 
 def _spread(
-    entry: dict[str, Any], path: Path, known: dict[str, str | None], overrides: list[_Override]
+    entry: dict[str, Any],
+    path: Path,
+    known: dict[str, str | None],
+    overrides: list[_Override],
+    members: dict[str, list[str]],
 ) -> Iterator[RecipeStage]:
-    """One stage for each combination of the entry's ``for_each`` values."""
+    """One stage for each combination of the entry's ``for_each`` values. ``members``: names by the entry they are of."""
     script, command = _script_and_command(entry["run"], path)
     launch = entry.get("launch") or ("accelerate" if script.parent.name in TRAINING_FOLDERS else "python")
     for values in _combinations(entry):
@@ -323,9 +329,31 @@ def _spread(
         for override in overrides:
             if override.stage == name != entry["name"]:
                 settings = _with_setting(settings, override.setting.split("."), override)
+        settings = {key: _with_all(value, members, f"{where}: {key}") for key, value in settings.items()}
         settings = {key: _fill(value, _filler(known, path), f"{where}: {key}") for key, value in settings.items()}
         reads = [key.removeprefix("stages.") for key in _placeholders(settings) if key.startswith("stages.")]
         yield RecipeStage(name, entry["name"], script, launch, settings, tuple(dict.fromkeys(reads)), command)
+
+
+def _with_all(value: Any, members: dict[str, list[str]], where: str) -> Any:
+    """The setting with each list's ``{all.NAME}`` made ``{stages.…}`` of all of that name."""
+    if isinstance(value, dict):
+        return {key: _with_all(item, members, where) for key, item in value.items()}
+    if not isinstance(value, list):
+        if names := [key for key in _placeholders(value) if key.startswith("all.")]:
+            raise InputError(f"{where}: {{{names[0]}}} stands for several folders; write it as an item of a list.")
+        return value
+    items = []
+    for item in value:
+        match = _PLACEHOLDER.fullmatch(item) if isinstance(item, str) else None
+        if match and (match.group(1) or "").startswith("all."):
+            name = match.group(1).removeprefix("all.")
+            if name not in members:
+                raise InputError(f"{where}: reads {match.group(0)}. {_choices(name, members)}")
+            items += [f"{{stages.{member}}}" for member in members[name]]
+        else:
+            items.append(_with_all(item, members, where))
+    return items
 
 
 def _script_and_command(run: Any, path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -376,7 +404,7 @@ def _fill(
             raise InputError(f"{where}: a single {text!r} in {value!r}. Write {text * 2!r} for the sign itself.")
         raise InputError(
             f"{where}: unknown placeholder {text} in {value!r}. There are {{data_root}}, {{encoder}}, {{output}}, "
-            "{project}, {stages.NAME} and the names in the stage's for_each."
+            "{project}, {stages.NAME}, in lists {all.NAME}, and the names in the stage's for_each."
         )
 
     if (alone := _PLACEHOLDER.fullmatch(value)) and alone.group(1) is not None:

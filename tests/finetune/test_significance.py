@@ -1,117 +1,139 @@
-"""Intervals and tests: equal to a plain loop, right on cases with a known answer, and on simulated data."""
+"""Statistics of F1: against plain loops and whole enumerations, on cases whose answer is known, and by simulation."""
 
-import math
+import itertools
 
 import numpy as np
 import pytest
 
-from finetune.significance import bootstrap, compare_systems, f1_scores, holm, interval, randomization_test
+from finetune.significance import bootstrap_f1, holm, interval, mean_f1, randomization_tests
 
 
-def simulated(rng, runs=2, tweets=40, types=2, right=0.6):
-    """Tweets with 0 to 2 gold entities of each type; each is found with a probability, and some are made up."""
-    gold = rng.integers(0, 3, (1, tweets, types)).repeat(runs, axis=0)
-    correct = rng.binomial(gold, right)
-    predicted = correct + rng.binomial(1, 0.3, gold.shape)
-    return np.stack([gold, predicted, correct], axis=-1)
+def made_counts(seed: int, runs: int = 2, tweets: int = 12, right: float = 0.6) -> np.ndarray:
+    """Counts of made-up runs over the same gold mentions."""
+    draw = np.random.default_rng(seed)
+    gold = np.random.default_rng(0).integers(0, 4, tweets)
+    correct = draw.binomial(np.tile(gold, (runs, 1)), right)
+    predicted = correct + draw.integers(0, 2, (runs, tweets))
+    return np.stack([np.tile(gold, (runs, 1)), predicted, correct], axis=-1)
 
 
-def plain_f1(rows):
-    """F1 of all types and of each, over (gold, predicted, correct) by type of some tweets."""
-    totals = [[sum(row[kind][count] for row in rows) for count in range(3)] for kind in range(len(rows[0]))]
-    scores = []
-    for gold, predicted, correct in [[sum(column) for column in zip(*totals, strict=True)], *totals]:
-        scores.append(2 * correct / (gold + predicted) if gold + predicted else 0.0)
-    return scores
+def plain_f1(counts: np.ndarray) -> float:
+    gold, predicted, correct = counts.sum(axis=0)
+    return 2 * correct / (gold + predicted) if gold + predicted else 0.0
 
 
-def test_f1_of_counts_that_are_all_zero_is_zero():
-    assert f1_scores(np.array([[4, 2, 1], [0, 0, 0]])).tolist() == [1 / 3, 1 / 3, 0.0]
+def plain_score(counts: np.ndarray) -> float:
+    return sum(plain_f1(run) for run in counts) / len(counts)
 
 
-def test_the_bootstrap_is_a_plain_loop_over_resamples():
-    counts = simulated(np.random.default_rng(1), runs=3, tweets=7)
-    found = bootstrap(counts, draws=600, seed=5)
-    generator = np.random.Generator(np.random.Philox(key=[5, 0xB007]))
-    for start, rows in ((0, 500), (500, 100)):
-        drawn = generator.integers(0, 7, (rows, 7), dtype=np.int64)
-        for row in range(rows):
-            for run in range(3):
-                expected = plain_f1([counts[run, tweet].tolist() for tweet in drawn[row]])
-                assert found[start + row, run] == pytest.approx(expected)
+def test_a_score_is_the_mean_of_its_runs_f1():
+    counts = made_counts(1, runs=3)
+    assert mean_f1(counts) == pytest.approx(plain_score(counts))
+    assert mean_f1(np.zeros((2, 5, 3), int)) == 0.0
 
 
-def test_the_randomization_test_is_a_plain_loop_over_swaps():
-    rng = np.random.default_rng(2)
-    first, second = simulated(rng, tweets=11), simulated(rng, tweets=11, right=0.4)
-    difference, p = randomization_test(first, second, draws=300, seed=3)
-    bits = np.random.Generator(np.random.Philox(key=[3, 0x5A4B])).integers(0, 256, (300, 2), dtype=np.uint8)
-    swaps = np.unpackbits(bits, axis=1, count=11)
-
-    def mean_difference(swapped):
-        pairs = []
-        for run in range(2):
-            a = [(second if swapped[tweet] else first)[run, tweet].tolist() for tweet in range(11)]
-            b = [(first if swapped[tweet] else second)[run, tweet].tolist() for tweet in range(11)]
-            pairs.append(np.subtract(plain_f1(a), plain_f1(b)))
-        return np.mean(pairs, axis=0)
-
-    seen = mean_difference([0] * 11)
-    as_large = sum((abs(mean_difference(swapped)) >= abs(seen) - 1e-12) for swapped in swaps)
-    assert difference == pytest.approx(seen) and p == pytest.approx((as_large + 1) / 301)
+def test_bootstrap_equals_a_plain_loop(monkeypatch):
+    monkeypatch.setattr("finetune.significance.NUMBERS_AT_ONCE", 12 * 7)  # the draws do not fill the last block
+    systems = [made_counts(1), made_counts(2, runs=3)]
+    draws = np.random.default_rng(5)
+    expected = []
+    for _ in range(50):
+        chosen = [int(place) for place in draws.integers(12, size=12)]
+        expected.append([plain_score(counts[:, chosen]) for counts in systems])
+    found = bootstrap_f1(systems, draws=50, seed=5)
+    np.testing.assert_allclose(np.transpose(found), expected, rtol=1e-12)
 
 
-def test_a_known_p_value():
-    """One system right in all of n tweets, the other in none: only two of the 2^n swaps are as extreme."""
-    first = np.tile([1, 1, 1], (1, 6, 1, 1))
-    second = np.tile([1, 1, 0], (1, 6, 1, 1))
-    difference, p = randomization_test(first, second, draws=20_000)
-    assert difference.tolist() == [1.0, 1.0]
-    assert p[0] == pytest.approx(2 / 2**6, rel=0.15)
+def test_tests_equal_a_plain_loop():
+    a, b = made_counts(1, runs=3), made_counts(2, runs=2, right=0.5)
+    seen = abs(plain_score(a) - plain_score(b))
+    exchanges = np.random.default_rng(3).integers(2, size=(200, 12), dtype=np.uint8)
+    as_far = 0
+    for exchange in exchanges:
+        differences = []
+        for pair in range(6):  # each run of three with each of two
+            first, second = a[pair % 3].copy(), b[pair % 2].copy()
+            for tweet in np.flatnonzero(exchange):
+                first[tweet], second[tweet] = b[pair % 2][tweet], a[pair % 3][tweet]
+            differences.append(plain_f1(first) - plain_f1(second))
+        as_far += abs(sum(differences) / 6) >= seen - 1e-12
+    assert randomization_tests([a, b], [(0, 1)], draws=200, seed=3) == [(as_far + 1) / 201]
 
 
-def test_the_test_is_symmetric_and_repeats():
-    rng = np.random.default_rng(4)
-    first, second = simulated(rng), simulated(rng, right=0.5)
-    forth, back = compare_systems(first, second, draws=400), compare_systems(second, first, draws=400)
-    assert forth.p.tolist() == back.p.tolist() and forth.difference.tolist() == (-back.difference).tolist()
-    assert forth.low == pytest.approx(-back.high) and forth.low.tolist() != forth.high.tolist()
-    assert compare_systems(first, second, draws=400).low.tolist() == forth.low.tolist()
-    assert compare_systems(first, second, draws=400, seed=1).low.tolist() != forth.low.tolist()
+def test_tests_come_near_what_all_exchanges_give():
+    a, b = made_counts(1, runs=1, tweets=10, right=0.9), made_counts(2, runs=1, tweets=10, right=0.4)
+    seen = abs(plain_f1(a[0]) - plain_f1(b[0]))
+    far = 0
+    for exchange in itertools.product([False, True], repeat=10):
+        swap = np.array(exchange)[:, None]
+        far += abs(plain_f1(np.where(swap, b[0], a[0])) - plain_f1(np.where(swap, a[0], b[0]))) >= seen - 1e-12
+    (p,) = randomization_tests([a, b], [(0, 1)], draws=20_000, seed=1)
+    assert p == pytest.approx(far / 2**10, abs=0.01)
 
 
-def test_no_difference_gives_a_p_value_of_one():
-    same = simulated(np.random.default_rng(5))
-    found = compare_systems(same, same, draws=200)
-    assert found.p.tolist() == [1.0] * 3 and found.low.tolist() == found.high.tolist() == [0.0] * 3
+def test_a_known_case():
+    # One system finds all of ten mentions, the other none: only the exchanges of no and of all tweets part them as far.
+    right = np.tile([1, 1, 1], (1, 10, 1))
+    wrong = np.tile([1, 0, 0], (1, 10, 1))
+    (p,) = randomization_tests([right, wrong], [(0, 1)], draws=50_000, seed=1)
+    assert p == pytest.approx(2 / 2**10, abs=0.0006)
+    assert interval(bootstrap_f1([right], 100, seed=1)[0]) == (1.0, 1.0)
 
 
-def test_p_values_of_equal_systems_are_uniform_and_of_unequal_ones_small():
-    rng = np.random.default_rng(6)
-    equal = [randomization_test(simulated(rng), simulated(rng), draws=200)[1][0] for _ in range(300)]
-    assert 0.01 <= np.mean(np.array(equal) <= 0.05) <= 0.1
-    far = simulated(rng, tweets=400, right=0.9), simulated(rng, tweets=400, right=0.5)
-    assert randomization_test(*far, draws=500)[1][0] == pytest.approx(1 / 501)
+def test_order_does_not_matter():
+    systems = [made_counts(1), made_counts(2, right=0.5), made_counts(3)]
+    p = randomization_tests(systems, [(0, 1), (1, 0), (2, 1)], draws=500, seed=4)
+    assert p[0] == p[1]
+    assert randomization_tests(systems[::-1], [(0, 1)], draws=500, seed=4) == [p[2]]
 
 
-def test_intervals_cover_the_true_f1():
-    rng = np.random.default_rng(7)
-    truth = f1_scores(simulated(rng, runs=1, tweets=200_000).sum(axis=(0, 1)))[0]
+def test_no_difference_gives_a_p_of_one():
+    a = made_counts(1)
+    assert randomization_tests([a, a.copy()], [(0, 1)], draws=100, seed=1) == [1.0]
+
+
+def test_runs_of_equal_systems_seldom_differ():
+    p_values = []
+    for seed in range(100):
+        a, b = made_counts(2 * seed + 1, tweets=80), made_counts(2 * seed + 2, tweets=80)
+        p_values += randomization_tests([a, b], [(0, 1)], draws=200, seed=seed)
+    assert 0 <= np.mean(np.array(p_values) <= 0.05) <= 0.12
+    assert 0.35 < np.mean(p_values) < 0.65
+
+
+def test_the_seed_decides():
+    systems = [made_counts(1, tweets=200), made_counts(2, tweets=200)]
+    first, again, other = (bootstrap_f1(systems, 200, seed)[0] for seed in (1, 1, 2))
+    assert (first == again).all() and (first != other).any()
+    p = [randomization_tests(systems, [(0, 1)], 200, seed) for seed in (1, 1, 2)]
+    assert p[0] == p[1]
+
+
+def test_intervals_cover_the_score_of_all_tweets():
+    population = made_counts(7, runs=2, tweets=50_000)
+    truth = mean_f1(population)
+    draw = np.random.default_rng(8)
     covered = 0
-    for _ in range(300):
-        low, high = interval(bootstrap(simulated(rng, runs=1, tweets=150), draws=500)[:, 0, 0])
+    for seed in range(200):
+        sample = population[:, draw.integers(50_000, size=150)]
+        low, high = interval(bootstrap_f1([sample], draws=400, seed=seed)[0])
         covered += low <= truth <= high
-    assert 0.91 <= covered / 300 <= 0.98
+    assert 0.89 <= covered / 200 <= 0.985
 
 
-def test_runs_must_be_paired_and_may_be_empty():
-    some = simulated(np.random.default_rng(8), runs=2)
-    with pytest.raises(ValueError, match="not paired"):
-        randomization_test(some, some[:1])
-    assert bootstrap(some[:, :0], draws=5).tolist() == np.zeros((5, 2, 3)).tolist()
+def test_intervals_of_differences_are_paired():
+    # The same run but for one tweet in ten: the scores' own intervals overlap, that of the difference is narrow.
+    a = made_counts(1, runs=1, tweets=300)
+    b = a.copy()
+    b[:, ::10, 2] = 0
+    scores = bootstrap_f1([a, b], draws=1000, seed=1)
+    low, high = interval(scores[0] - scores[1])
+    own = interval(scores[0])
+    assert 0 < low < mean_f1(a) - mean_f1(b) < high
+    assert high - low < own[1] - own[0]
 
 
 def test_holm():
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
-    assert math.isclose(holm([0.02])[0], 0.02)
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

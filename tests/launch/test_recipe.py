@@ -99,6 +99,65 @@ def test_for_each_names_without_a_placeholder_are_settings(write):
     assert settings(recipe) == {"ner-crf-1": {"data": "x", "head": "crf", "seed": 1}}
 
 
+def test_all_stands_for_every_stage_that_for_each_made(write):
+    path = write(
+        [
+            {"name": "data"},
+            {"name": "ner", "for_each": {"head": ["softmax", "crf"], "seed": [1, 2]}, "settings": {"data": "x"}},
+            {
+                "name": "compare",
+                "settings": {"runs": ["{all.ner}", "{stages.data}", "{{all.ner}}"], "deep": {"more": ["{all.data}"]}},
+            },
+        ]
+    )
+    recipe = read_recipe(path)
+    made = ["ner-softmax-1", "ner-softmax-2", "ner-crf-1", "ner-crf-2"]
+    assert settings(recipe)["compare"] == {
+        "runs": [*(f"out/{name}" for name in made), "out/data", "{all.ner}"], "deep": {"more": ["out/data"]},
+    }  # fmt: skip
+    assert recipe.stages[-1].reads == (*made, "data")
+    fewer = read_recipe(path, overrides=["ner.seed=[7]", "ner.head=crf"])
+    assert settings(fewer)["compare"]["runs"] == ["out/ner-crf-7", "out/data", "{all.ner}"]
+    given = read_recipe(path, overrides=['compare.runs=["{all.ner}"]', "compare.deep=null", "ner.seed=[1]"])
+    assert given.stages[-1].reads == ("ner-softmax-1", "ner-crf-1")
+    again = path.with_name("again.yaml")
+    again.write_text(recipe.to_yaml())
+    assert settings(read_recipe(again)) == settings(recipe)
+
+
+def test_all_within_for_each(write):
+    path = write(
+        [
+            {"name": "ner-a", "for_each": {"seed": [1, 2]}},
+            {"name": "ner-b", "for_each": {"seed": [3]}},
+            {"name": "compare", "for_each": {"of": ["a", "b"]}, "settings": {"runs": ["{all.ner-{of}}"]}},
+        ]
+    )
+    assert settings(read_recipe(path))["compare-a"] == {"runs": ["out/ner-a-1", "out/ner-a-2"]}
+
+
+@pytest.mark.parametrize(
+    "value, told",
+    [
+        (["{all.nre}"], "Did you mean 'ner'"),
+        (["{all.ner-1}"], "Did you mean 'ner'"),
+        ("{all.ner}", "item of a list"),
+        (["{all.ner}/scores.json"], "item of a list"),
+        (["{all.compare}"], "in a circle"),
+        (["{all.later}"], "Move later up"),
+    ],
+)
+def test_wrong_uses_of_all_are_refused(write, value, told):
+    stages = [
+        {"name": "ner", "for_each": {"seed": [1, 2]}},
+        {"name": "compare", "settings": {"runs": value}},
+        {"name": "later"},
+    ]
+    with pytest.raises(InputError) as refused:
+        read_recipe(write(stages))
+    assert told in str(refused.value) and "compare" in str(refused.value)
+
+
 def test_overrides(write):
     path = write(
         [
