@@ -47,6 +47,21 @@ class Bar:
     """Where a tick stands for a value to compare with."""
 
 
+@dataclass(frozen=True)
+class Interval:
+    """One row of an interval chart: a point, and how far it may be off."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    """Written at the end of the row."""
+    colour: str = "c1"
+    reference: float | None = None
+    """Where a tick stands for a value to compare with."""
+
+
 @dataclass
 class Node:
     """One box of the chain diagram."""
@@ -241,6 +256,62 @@ def bar_chart(
     if axis_label:
         out.append(Markup('<text class="axis" x="{:.1f}" y="{}">{}</text>').format(left, height - 4, axis_label))
     return _svg(out, width, height, description)
+
+
+def interval_chart(
+    rows: Sequence[Interval], description: str, width: int = 760, axis_label: str = "", zero: bool = False
+) -> Markup:
+    """Points with their intervals over an axis no longer than they need; with ``zero`` it holds a line at 0."""
+    if not rows:
+        return Markup('<p class="missing">Nothing was recorded to draw.</p>')
+    shown = [x for row in rows for x in (row.low, row.high, row.value, row.reference) if x is not None]
+    low, high = _padded(min(*shown, 0.0) if zero else min(shown), max(*shown, 0.0) if zero else max(shown))
+    left = max(_text_width(row.label, 12) for row in rows) + 16
+    right = max(_text_width(row.text, 11.5) for row in rows) + 16
+    height_of_row, top = 24, 4
+    bottom = top + height_of_row * len(rows)
+
+    def x_of(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    out = []
+    for tick in ticks(low, high, 6):
+        x, kind = x_of(tick), "base" if zero and tick == 0 else "grid"
+        out.append(Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{}" y2="{}"/>').format(kind, x, x, top, bottom))
+        out.append(
+            Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+                x, bottom + 14, number(tick)
+            )
+        )
+    for place, row in enumerate(rows):
+        y = top + height_of_row * (place + 0.5)
+        out.append(
+            Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="end">{}</text>').format(
+                left - 12, y + 4, row.label
+            )
+        )
+        out.append(
+            Markup(
+                '<line x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}" style="stroke:var(--{});stroke-width:2.5"/>'
+            ).format(x_of(row.low), x_of(row.high), y, y, row.colour)
+        )
+        out.append(
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.2" style="fill:var(--{})"/>').format(
+                x_of(row.value), y, row.colour
+            )
+        )
+        if row.reference is not None:
+            out.append(
+                Markup('<line class="reference" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>').format(
+                    x_of(row.reference), y - 8, y + 8
+                )
+            )
+        out.append(
+            Markup('<text class="value" x="{:.1f}" y="{:.1f}">{}</text>').format(width - right + 12, y + 4, row.text)
+        )
+    if axis_label:
+        out.append(Markup('<text class="axis" x="{:.1f}" y="{}">{}</text>').format(left, bottom + 30, axis_label))
+    return _svg(out, width, bottom + (34 if axis_label else 18), description)
 
 
 def chain_diagram(nodes: Sequence[Node], description: str) -> Markup:

@@ -23,7 +23,7 @@ from launch.charts import Bar, Line, Node, bar_chart, chain_diagram, line_chart,
 from launch.errors import InputError
 from launch.gallery import build_gallery
 from launch.page import write_page
-from launch.paper_table4 import SOURCE, TEST_TWEETS
+from launch.paper_tables import SOURCE, TEST_TWEETS
 from launch.results import (
     CONVENTIONS,
     ENTITY_TYPES,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import InputError
-from launch.paper_table4 import TEST_TWEETS, PaperRow, paper_row
+from launch.paper_tables import TABLE_9, TABLE_10, TEST_TWEETS, PaperRow, paper_row, table_4_row
 from launch.stage import ELSEWHERE, MANIFEST_NAME, METRICS_NAME, iterate_jsonl, read_manifest
 
 ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
@@ -91,9 +91,14 @@ class StageFolder:
         return list(_rows(self.folder / "predictions" / "test.jsonl"))
 
     @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """``config.json`` of the model."""
+        return _json(self.folder / "config.json") or {}
+
+    @cached_property
     def encoder_size(self) -> tuple[int | None, int | None]:
         """(layers, hidden size) of the encoder, from ``config.json`` or the recorded facts."""
-        for place in (_json(self.folder / "config.json"), self.facts):
+        for place in (self.model_config, self.facts):
             layers, hidden = _find(place, "num_hidden_layers"), _find(place, "hidden_size")
             if layers and hidden:
                 return int(layers), int(hidden)
@@ -143,9 +148,21 @@ class Configuration:
         return encoder_lineage(self.first.manifest)
 
     @property
+    def recorded_system(self) -> str | None:
+        """The system's name as in the paper's Table 4, where the run recorded it."""
+        return self.first.facts.get("system")
+
+    @property
+    def system(self) -> str:
+        """The system's name: as recorded, else the paper's for this encoder size and head, else encoder and head."""
+        named = self.recorded_system or (self.paper.system if self.paper else None)
+        return named or " + ".join(part for part in (self.encoder, self.head_text) if part)
+
+    @property
     def encoder(self) -> str:
-        """Name of the encoder that the chain starts from."""
-        return self.lineage[0]
+        """Name of the encoder that the chain starts from; of a system without one, the system's."""
+        has_none = self.recorded_system and self.lineage[0] == "new" and not self.first.settings.get("encoder")
+        return str(self.recorded_system) if has_none else self.lineage[0]
 
     @property
     def chain(self) -> str:
@@ -154,20 +171,20 @@ class Configuration:
 
     @property
     def head(self) -> str:
-        """``softmax`` or ``crf``."""
-        return str(self.first.settings.get("head", "?"))
+        """``softmax`` or ``crf``; empty for a system that has no choice of it."""
+        return str(self.first.settings.get("head", ""))
 
     @property
     def head_text(self) -> str:
         """The head, with its tagging scheme where that is not BIO."""
         scheme = self.first.settings.get("scheme", "BIO")
         name = "CRF" if self.head == "crf" else self.head
-        return name if scheme == "BIO" else f"{name}, {scheme}"
+        return ", ".join(part for part in (name, "" if scheme == "BIO" else scheme) if part)
 
     @property
     def image_words(self) -> str:
-        """``given``, ``shuffled`` or ``none``."""
-        return str(self.first.settings.get("image_words", "?"))
+        """``given``, ``shuffled`` or ``none``, which is also said of a system that cannot read any."""
+        return str(self.first.settings.get("image_words", "none"))
 
     @property
     def seeds(self) -> list[int | None]:
@@ -191,8 +208,20 @@ class Configuration:
 
     @property
     def paper(self) -> PaperRow | None:
-        """The paper's row of this encoder size and head."""
-        return paper_row(*self.first.encoder_size, self.head)
+        """Table 4's row of this system, by its recorded name, else by encoder size and head."""
+        named = table_4_row(self.recorded_system) if self.recorded_system else None
+        return named or paper_row(*self.first.encoder_size, self.head)
+
+    def row_of(self, table: str) -> PaperRow | None:
+        """The row of the paper's ``table4``, ``table9`` or ``table10`` (``none``: of none) that this is a run of."""
+        if table == "table4":
+            return self.paper
+        if self.recorded_system != "CWI":
+            return None
+        config = self.first.model_config
+        if table == "table9":
+            return TABLE_9.get(config.get("vector_size"))
+        return TABLE_10.get(config.get("regularised")) if table == "table10" else None
 
     @property
     def is_papers_data(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launch.paper_table4 import SOURCE
+from launch.paper_tables import SOURCE
 from launch.results import (
     CONVENTIONS,
     ENTITY_TYPES,

@@ -14,7 +14,7 @@ import launch.report as report
 from launch.charts import Bar, Line, Node, bar_chart, chain_diagram, line_chart, thin_out, ticks
 from launch.errors import InputError
 from launch.gallery import build_gallery, spans
-from launch.paper_table4 import TABLE_4, paper_row
+from launch.paper_tables import TABLE_4, paper_row
 from launch.results import Mean, StageFolder, best_on_dev, configurations, encoder_lineage, find_stages
 
 TYPES = ["PER", "LOC", "ORG", "MISC"]

@@ -1,7 +1,7 @@
-"""Table 4 of the paper, to stand beside what is measured here.
+"""Tables 4, 9 and 10 of the paper, to stand beside what is measured here.
 
 Source: M. Asgari-Chenaghlu, M. R. Feizi-Derakhshi, L. Farzinvash, M. A. Balafar, C. Motamed, "A multimodal deep
-learning approach for named entity recognition from social media" (preprint), Table 4. Test set of TMN, the text of
+learning approach for named entity recognition from social media" (preprint). Test set of TMN, the text of
 Twitter-2015. The paper names no scoring convention; its Table 3 counts entities by their ``B-`` tags.
 """
 
@@ -17,15 +17,15 @@ TEST_TWEETS = 3257
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of Table 4, in percent: F1 by type, then the overall precision, recall and F1."""
+    """One row of a table, in percent: F1 by type, then the overall precision, recall and F1. Tables 9 and 10 give F1 alone."""
 
     system: str
     per: float
     loc: float
     org: float
     misc: float
-    precision: float
-    recall: float
+    precision: float | None
+    recall: float | None
     f1: float
     note: str = ""
 
@@ -51,6 +51,22 @@ TABLE_4 = (
     PaperRow("MSB-Small + CRF", 86.44, 77.16, 52.91, 36.05, 74.97, 72.04, 73.47),
 )
 
+TABLE_9 = {
+    350: PaperRow("CWI, word vectors of 350", 81.08, 72.60, 49.41, 34.03, None, None, 69.87),
+    400: PaperRow("CWI, word vectors of 400", 83.12, 74.37, 51.87, 34.29, None, None, 70.23),
+    500: PaperRow("CWI, word vectors of 500", 85.81, 76.68, 50.18, 35.65, None, None, 71.61),
+    600: PaperRow("CWI, word vectors of 600", 84.29, 75.92, 47.81, 38.71, None, None, 70.98),
+}
+"""By the width of CWI's word vectors, GloVe's and fastText's together."""
+
+TABLE_10 = {
+    False: PaperRow("CWI without TD+GN+SineReLU", 76.21, 72.30, 40.98, 28.81, None, None, 64.18),
+    True: PaperRow("CWI with TD+GN+SineReLU", 85.81, 76.68, 50.18, 35.65, None, None, 71.61),
+}
+"""By whether CWI has targeted dropout, group normalisation and SineReLU."""
+
+TABLES = {"table4": TABLE_4, "table9": tuple(TABLE_9.values()), "table10": tuple(TABLE_10.values())}
+
 ENCODER_SIZES = {(2, 128): "MSB-Tiny", (4, 512): "MSB-Small", (4, 384): "MSB-Small"}
 """(layers, hidden size) to the paper's name. Table 2 has 2 x 128 and 4 x 512; 4 x 384 stands in for the latter."""
 
@@ -60,5 +76,9 @@ def paper_row(layers: int | None, hidden_size: int | None, head: str) -> PaperRo
     name = ENCODER_SIZES.get((layers, hidden_size))
     if name is None or head not in ("softmax", "crf"):
         return None
-    system = f"{name} + CRF" if head == "crf" else name
-    return next(row for row in TABLE_4 if row.system == system)
+    return table_4_row(f"{name} + CRF" if head == "crf" else name)
+
+
+def table_4_row(system: str) -> PaperRow | None:
+    """The row of Table 4 of a system by its name there; "Stanford NER style" stands for "Stanford NER"."""
+    return next((row for row in TABLE_4 if row.system == system.removesuffix(" style")), None)
