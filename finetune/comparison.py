@@ -44,8 +44,8 @@ class Score:
 
     system: System
     convention: str
-    cells: dict[str, Mean]
-    """By measure, with the standard deviation over the runs."""
+    cells: dict[str, Mean | None]
+    """By measure, with the standard deviation over the runs; None for F1 of a type without gold mentions."""
     f1_interval: tuple[float, float]
     """Bootstrap 95 % interval, by other tweets, not by other seeds."""
 
@@ -154,18 +154,22 @@ def make_views(systems: Sequence[System], test: TestSplit, draws: int, seed: int
     return views
 
 
-def measures_of(counts_STK3: np.ndarray) -> dict[str, Mean]:
-    """F1 by type, precision, recall and F1, in percent, as means over the runs."""
+def measures_of(counts_STK3: np.ndarray) -> dict[str, Mean | None]:
+    """F1 by type, precision, recall and F1, in percent, as means over the runs; None for a type without gold mentions."""
     sums_SK3 = counts_STK3.sum(axis=1)
     gold, predicted, correct = np.moveaxis(sums_SK3.sum(axis=1), -1, 0)
     by_type_SK = f1_of(np.stack([sums_SK3[..., 2], sums_SK3[..., 0] + sums_SK3[..., 1]], axis=-1))
+    has_gold_K = sums_SK3[0, :, 0] > 0
     values = [
-        *by_type_SK.T,
+        *(f1_S if has_gold else None for f1_S, has_gold in zip(by_type_SK.T, has_gold_K, strict=True)),
         correct / np.maximum(predicted, 1),
         correct / np.maximum(gold, 1),
         f1_of(np.stack([correct, gold + predicted], axis=-1)),
     ]
-    return {name: Mean.of((100 * runs).tolist()) for name, runs in zip(MEASURES, values, strict=True)}
+    return {
+        name: None if runs is None else Mean.of((100 * runs).tolist())
+        for name, runs in zip(MEASURES, values, strict=True)
+    }
 
 
 def tests_between(systems: Sequence[System], baseline: str | None, draws: int, seed: int) -> list[PairTest]:

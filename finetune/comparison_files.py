@@ -51,10 +51,11 @@ def paper_cells(row: PaperRow) -> dict[str, float | None]:
     return row.by_type | {"P": row.precision, "R": row.recall, "F1": row.f1}
 
 
-def with_paper(scores: Sequence[Score]) -> Iterator[tuple[Score, bool]]:
-    """Each score, and whether it is the last of its system, after which the paper's row belongs."""
-    for place, score in enumerate(scores):
-        yield score, place + 1 == len(scores) or scores[place + 1].system is not score.system
+def with_paper(view: View) -> Iterator[tuple[Score, PaperRow | None]]:
+    """Each score, and the paper's row where it belongs after it: it is about all tweets, and stands once for equal systems."""
+    for score, following in zip(view.scores, [*view.scores[1:], None], strict=True):
+        paper = score.system.paper if view.key == "all" else None
+        yield score, None if following and following.system.paper is paper else paper
 
 
 def markdown(comparison: Comparison) -> str:
@@ -66,15 +67,16 @@ def markdown(comparison: Comparison) -> str:
     ]
     for view in comparison.views:
         counted = ", ".join(f"{count:,} mentions ({name})" for name, count in view.mentions.items())
-        out += [f"## {view.title}: {view.tweets:,} tweets, {counted}", ""]
+        tweets = f"{view.tweets:,} tweets" + (" hold one" if view.key == "unseen" else "")
+        out += [f"## {view.title}: {tweets}, {counted}", ""]
         out += [_markdown_row(["system", "n", "convention", *MEASURES, "95 % interval"])]
         out += [_markdown_row(["---"] * 3 + ["---:"] * (len(MEASURES) + 1))]
-        for score, is_last in with_paper(view.scores):
-            cells = [score.cells[name].text() for name in MEASURES]
+        for score, paper in with_paper(view):
+            cells = ["–" if mean is None else mean.text() for mean in score.cells.values()]
             low, high = score.f1_interval
             runs = str(len(score.system.configuration.runs))
             out.append(_markdown_row([score.system.name, runs, score.convention, *cells, f"{low:.2f} – {high:.2f}"]))
-            if is_last and view.key == "all" and (paper := score.system.paper):
+            if paper:
                 cells = ["–" if value is None else f"{value:.2f}" for value in paper_cells(paper).values()]
                 out.append(_markdown_row([paper.system, "1", PAPER, *cells, ""]))
         out.append("")
@@ -123,8 +125,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
                     {
                         "system": score.system.name,
                         "convention": score.convention,
-                        "mean": {name: mean.mean for name, mean in score.cells.items()},
-                        "sd": {name: mean.sd for name, mean in score.cells.items()},
+                        "mean": {name: mean and mean.mean for name, mean in score.cells.items()},
+                        "sd": {name: mean and mean.sd for name, mean in score.cells.items()},
                         "f1_interval": score.f1_interval,
                     }
                     for score in view.scores
@@ -170,7 +172,7 @@ def points(value: float) -> str:
 
 def _test_row(first: str, second: str, test: PairTest, kind: str = "", has_adjusted: bool = True) -> str:
     low, high = test.interval
-    numbers = [points(test.difference), f"{points(low)} – {points(high)}", p_text(test.p)]
+    numbers = [points(test.difference), f"{points(low)} to {points(high)}", p_text(test.p)]
     numbers.append(p_text(test.adjusted) if has_adjusted else "")
     return _markdown_row([first, second, *([kind] if kind else []), *numbers])
 
@@ -182,16 +184,17 @@ def _table_columns() -> list[str]:
 
 def _table_rows(views: Sequence[View]) -> Iterator[dict[str, Any]]:
     for view in views:
-        for score, is_last in with_paper(view.scores):
+        for score, paper in with_paper(view):
             runs = score.system.configuration
             row = {"part": view.key, "tweets": view.tweets, "mentions": view.mentions[score.convention]}
             row |= {"system": score.system.name, "seeds": " ".join(map(str, runs.seeds)), "n": len(runs.runs)}
             row |= {"convention": score.convention}
             for name, mean in score.cells.items():
-                row |= {name: f"{mean.mean:.4f}", f"{name}_sd": "" if mean.sd is None else f"{mean.sd:.4f}"}
+                if mean is not None:
+                    row |= {name: f"{mean.mean:.4f}", f"{name}_sd": "" if mean.sd is None else f"{mean.sd:.4f}"}
             low, high = score.f1_interval
             yield row | {"F1_low": f"{low:.4f}", "F1_high": f"{high:.4f}"}
-            if is_last and view.key == "all" and (paper := score.system.paper):
+            if paper:
                 yield {"part": view.key, "system": paper.system, "n": 1, "convention": PAPER} | paper_cells(paper)
 
 

@@ -58,8 +58,7 @@ def _system(system: System, number: int) -> dict[str, Any]:
 def _view(view: View, comparison: Comparison) -> dict[str, Any]:
     number_of = {id(system): number for number, system in enumerate(comparison.systems, start=1)}
     lines, rows = [], []
-    for score, is_last in with_paper(view.scores):
-        paper = score.system.paper if view.key == "all" else None
+    for score, paper in with_paper(view):
         lines.append(
             {
                 "system": None if lines and lines[-1]["of"] is score.system else score.system.name,
@@ -69,15 +68,16 @@ def _view(view: View, comparison: Comparison) -> dict[str, Any]:
                 "convention": score.convention,
                 "cells": list(score.cells.values()),
                 "interval": score.f1_interval,
-                "paper": paper and is_last and (paper.system, list(paper_cells(paper).values()), bool(paper.note)),
+                "paper": paper and (paper.system, list(paper_cells(paper).values()), bool(paper.note)),
             }
         )
         if score.convention == TESTED:
             low, high = score.f1_interval
             mean = score.cells["F1"]
             text = f"{mean.mean:.1f}  [{low:.1f}, {high:.1f}]"
-            label = f"{score.system.name} ({number_of[id(score.system)]})"
-            rows.append(Interval(_short(label), mean.mean, low, high, text, reference=paper.f1 if paper else None))
+            label = f"{number_of[id(score.system)]}. {score.system.name}"
+            reference = score.system.paper.f1 if score.system.paper and view.key == "all" else None
+            rows.append(Interval(_short(label), mean.mean, low, high, text, reference=reference))
     return {
         "key": view.key,
         "title": view.title,
@@ -88,8 +88,8 @@ def _view(view: View, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _short(label: str, most: int = 62) -> str:
-    return label if len(label) <= most else f"…{label[1 - most :]}"
+def _short(label: str, most: int = 56) -> str:
+    return label if len(label) <= most else f"{label[: most // 3]} … {label[-most * 2 // 3 :]}"
 
 
 def _matrix(comparison: Comparison) -> list[dict[str, Any]]:
