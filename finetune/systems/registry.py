@@ -10,8 +10,12 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 
 from finetune.features import InputFormat, PieceReader
 from finetune.inputs import Reader
+from finetune.systems.bilstm_crf import BiLSTMCRFForTokenClassification
+from finetune.systems.cwi import CWIForTokenClassification
+from finetune.systems.lstm_cnn_crf import LSTMCNNCRFForTokenClassification
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
-from finetune.tagger import PieceTagger, Tagger
+from finetune.tagger import PieceTagger, Tagger, WordTagger
+from finetune.word_input import load_word_reader
 from launch.pretrained import load_tokenizer
 
 
@@ -43,6 +47,16 @@ SYSTEMS = {
     MSBConfig.model_type: System(
         MSBForTokenClassification, PieceTagger, load_piece_reader, ("systems/msb.py", "crf.py", "tags.py")
     ),
+    **{
+        model_class.config_class.model_type: System(
+            model_class, WordTagger, load_word_reader, (f"systems/{file}", *more, "word_model.py", "crf.py", "tags.py")
+        )
+        for model_class, file, more in (
+            (CWIForTokenClassification, "cwi.py", ("layers.py",)),
+            (BiLSTMCRFForTokenClassification, "bilstm_crf.py", ()),
+            (LSTMCNNCRFForTokenClassification, "lstm_cnn_crf.py", ()),
+        )
+    },
 }
 """Systems with a model class of ours."""
 
