@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -38,9 +38,13 @@ class RecognizerSettings(TrainingStageSettings):
 
 def read_splits(settings: RecognizerSettings, stage: Stage, reader: Reader) -> dict[str, Split]:
     """The data set's splits, counted in the stage's rows and facts."""
-    splits = {
-        name: Split.of(read_rows(settings.data, name, settings.image_words, settings.seed), reader) for name in SPLITS
-    }
+    rows = {name: read_rows(settings.data, name, settings.image_words, settings.seed) for name in SPLITS}
+    return make_splits(rows, stage, reader)
+
+
+def make_splits(rows_of_splits: dict[str, list[dict[str, Any]]], stage: Stage, reader: Reader) -> dict[str, Split]:
+    """Splits of rows that were read, counted in the stage's rows and facts."""
+    splits = {name: Split.of(rows, reader) for name, rows in rows_of_splits.items()}
     stage.rows.taken = stage.rows.kept = sum(len(split.rows) for split in splits.values())
     stage.facts["data"] = {
         name: {"tweets": len(split.rows), "words_truncated": split.words_truncated} for name, split in splits.items()
