@@ -102,9 +102,9 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     stage.seeds = [settings.seed]
     check_settings(settings)
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
-    stage.facts["system"] = name_of(settings)
-
     image_words = settings.image_words if settings.has_image_side else "none"
+    stage.facts |= {"system": name_of(settings), "reads_image_words": image_words != "none"}
+
     rows = {split: read_rows(settings.data, split, image_words, settings.seed) for split in SPLITS}
     counts = Counter(token for split in SPLITS for row in rows[split] for token in row["tokens"])
     words, vectors_VD, reports = word_vectors(
@@ -122,6 +122,7 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     torch.manual_seed(settings.seed)
     model = build_model(settings, scheme, reader, vectors_VD.shape[1])
     model.set_word_vectors(vectors_VD)
+    model.config.msb_image_words = image_words != "none"
     stage.facts["parameters"] = {
         "all": sum(parameter.numel() for parameter in model.parameters()),
         "word_vectors": model.words.weight.numel(),
@@ -176,7 +177,6 @@ def build_model(settings: WordNERSettings, scheme: TagScheme, reader: WordReader
     model.words.weight.requires_grad_(settings.train_vectors)
     model.config.msb_input = asdict(settings.layout)
     model.config.msb_scheme = scheme.name
-    model.config.msb_image_words = settings.has_image_side and settings.image_words != "none"
     return model
 
 

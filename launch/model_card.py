@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from launch.card import ChainStage, chain_row, folder_name, inputs_of, read_chain, render, scalars
 from launch.scrub import redact, scrub
 
-NER_STAGE, MLM_STAGE = "finetune/ner", "pretrain/mlm"
+NER_STAGE, WORD_NER_STAGE, MLM_STAGE = "finetune/ner", "finetune/word_ner", "pretrain/mlm"
 CONVENTIONS = {
     "conlleval": "as the CoNLL-2003 script counts: an I- tag that follows nothing of its type begins an entity",
     "strict": "a valid tag sequence is required: an entity begins with B-, an orphan I- tag is no entity",
@@ -32,7 +32,7 @@ def render_model_card(
     """
     manifest, scores = scrub(manifest), scrub(scores)
     chain = read_chain(manifest)
-    is_ner = manifest["stage"] == NER_STAGE
+    is_ner = manifest["stage"] in (NER_STAGE, WORD_NER_STAGE)
     auto_map = (config or {}).get("auto_map") or {}
     settings = manifest.get("settings") or {}
     default_class = "AutoModelForTokenClassification" if is_ner else "AutoModelForMaskedLM"
@@ -43,7 +43,7 @@ def render_model_card(
         library_name="transformers",
         pipeline_tag="token-classification" if is_ner else "fill-mask",
         base_model=base_model(chain),
-        tags=_tags(settings, is_ner),
+        tags=_tags(manifest, is_ner),
         metrics=["precision", "recall", "f1"] if is_ner and scores else None,
         model_name=name,
         eval_results=_eval_results(chain, scores) or None,
@@ -58,6 +58,7 @@ def render_model_card(
         model_class=next((key for key in auto_map if key.startswith("AutoModel")), default_class),
         needs_code=bool(auto_map) or settings.get("head") == "crf",
         is_ner=is_ner,
+        word_system=_word_system(manifest),
         settings=settings,
         head=settings.get("head", "softmax"),
         base=base_model(chain),
@@ -66,7 +67,7 @@ def render_model_card(
         rows=[chain_row(stage) for stage in chain],
         stage_names={stage.name for stage in chain},
         synthetic=any((stage.manifest.get("facts") or {}).get("synthetic") for stage in chain),
-        image_words=settings.get("image_words", "none") if is_ner else "none",
+        image_words=_image_words(manifest),
         image_word_source=_first_fact(chain, "image_words_source"),
         scores=_splits(scores),
         conventions=CONVENTIONS,
@@ -87,12 +88,23 @@ def base_model(chain: list[ChainStage]) -> str | None:
     return None
 
 
-def _tags(settings: dict[str, Any], is_ner: bool) -> list[str]:
-    tags = ["social-media", "tweets", "bert"]
+def _word_system(manifest: dict[str, Any]) -> str | None:
+    """The name of a system on word vectors; None for what has an encoder."""
+    return manifest["facts"]["system"] if manifest["stage"] == WORD_NER_STAGE else None
+
+
+def _image_words(manifest: dict[str, Any]) -> str:
+    """``given``, ``shuffled``, or ``none`` where the model reads none."""
+    reads_them = (manifest.get("facts") or {}).get("reads_image_words", manifest["stage"] == NER_STAGE)
+    return (manifest.get("settings") or {}).get("image_words", "none") if reads_them else "none"
+
+
+def _tags(manifest: dict[str, Any], is_ner: bool) -> list[str]:
+    tags = ["social-media", "tweets", "word-vectors" if _word_system(manifest) else "bert"]
     if is_ner:
         tags = ["named-entity-recognition", *tags]
-        tags += ["crf"] if settings.get("head") == "crf" else []
-        tags += ["multimodal"] if settings.get("image_words", "none") != "none" else []
+        tags += ["crf"] if (manifest.get("settings") or {}).get("head") == "crf" or _word_system(manifest) else []
+        tags += ["multimodal"] if _image_words(manifest) != "none" else []
     return tags
 
 
@@ -104,7 +116,7 @@ def _eval_results(chain: list[ChainStage], scores: dict[str, Any] | None) -> lis
     common: dict[str, Any] = {"dataset_type": data_name, "dataset_name": data_name}
     if data and data["sha256"]:
         common["dataset_args"] = {"sha256": data["sha256"]}
-    if last["stage"] != NER_STAGE:
+    if last["stage"] not in (NER_STAGE, WORD_NER_STAGE):
         perplexity = _find_number(last.get("facts") or {}, "perplexity")
         if perplexity is None:
             return []
