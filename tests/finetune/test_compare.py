@@ -63,7 +63,7 @@ def make_run(
     (folder / "config.json").write_text(json.dumps(config or {}))
     seeds = {} if seed is None else {"seed": seed}
     entry = {"path": str(data), "sha256": sha256_of_tree(data), "manifest": None}
-    manifest = {"stage": "finetune/any_ner", "settings": {"data": str(data), **seeds, **settings}}
+    manifest = {"stage": "finetune/any_ner", "settings": {"data": str(data), "system": system, **seeds, **settings}}
     manifest |= {"inputs": {"data": entry}, "facts": {"system": system} if system else {}, "seeds": [*seeds.values()]}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
@@ -246,10 +246,6 @@ def spoil(folder: Path, change) -> Path:
     return folder
 
 
-def without_predictions(folder: Path) -> None:
-    (folder / "predictions" / "test.jsonl").unlink()
-
-
 @pytest.mark.parametrize(
     "change, told",
     [
@@ -279,13 +275,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path, data):
     with pytest.raises(InputError, match="one run twice"):
         read_systems([good, copy], test, "table4")
     without = make_run(tmp_path / "without", data, seed=2)
-    without_predictions(without)
+    (without / "predictions" / "test.jsonl").unlink()
     with pytest.raises(InputError, match=r"without: no predictions/test\.jsonl"):
         read_systems([good, without], test, "table4")
     with pytest.raises(InputError, match="no scores"):
-        read_systems([data], test, "table4") if (data / "manifest.json").exists() else read_systems(
-            [plain_stage(tmp_path / "clean")], test, "table4"
-        )
+        read_systems([plain_stage(tmp_path / "clean")], test, "table4")
     with pytest.raises(InputError, match="no manifest"):
         read_systems([tmp_path / "nothing"], test, "table4")
 
