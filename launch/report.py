@@ -43,6 +43,7 @@ from launch.score_table import COLUMNS, markdown_table, print_table, short_commi
 __all__ = ["main", "markdown_table", "print_table", "write_report"]
 
 IMAGE_WORDS_COLOURS = {"given": "c1", "shuffled": "c2", "none": "c3"}
+COMPARE_STAGE = "finetune/compare"
 STAGE_TITLES = {
     "clean": "Clean posts",
     "conll2003": "CoNLL-2003",
@@ -196,7 +197,8 @@ def _diagram(stages: list[StageFolder]) -> Markup:
         return key
 
     for stage in stages:
-        add(stage.manifest, stage.name, stage if stage.is_ner else None)
+        if stage.stage != COMPARE_STAGE:  # it reads every recognizer, and makes neither data nor weights
+            add(stage.manifest, stage.name, stage if stage.is_ner else None)
     for key, members in runs.items():
         groups = configurations(members)
         best = best_on_dev(groups)

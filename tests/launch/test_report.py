@@ -497,3 +497,31 @@ def test_launch_imports_nothing_of_the_stages():
             imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             imported += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not any(part.split(".")[0] in ("finetune", "pretrain", "data_prep") for part in imported)
+
+
+def test_systems_without_an_encoder_have_their_name(tmp_path):
+    run = Run(tmp_path)
+    data = run.data()
+    for seed in (1, 2):
+        run.stage(
+            f"cwi-{seed}", "finetune/word_ner", {"data": data}, {"seed": seed, "image_words": "given"},
+            facts={"system": "CWI"},
+        )  # fmt: skip
+        (tmp_path / f"cwi-{seed}" / "scores.json").write_text(json.dumps({"test": {"conlleval": counts(0.7)}}))
+    run.stage("crf", "finetune/feature_ner", {"data": data}, facts={"system": "T-NER style"})
+    (tmp_path / "crf" / "scores.json").write_text(json.dumps({"test": {"conlleval": counts(0.6)}}))
+    cwi, crf = configurations(map(StageFolder, run.stages))
+    assert cwi.label == "CWI · NER only · image words given" and cwi.paper.f1 == 71.61 and len(cwi.runs) == 2
+    assert crf.label == "T-NER style · NER only · image words none" and crf.paper.system == "T-NER"
+    assert Page(run.page())
+
+
+def test_a_comparison_is_not_drawn_as_a_part_of_the_chain(tmp_path):
+    run = Run(tmp_path)
+    data = run.data()
+    run.ner("ner-1", data, run.mlm(), 0.7, 1)
+    before = report._diagram([StageFolder(folder) for folder in run.stages])
+    manifest = json.loads((tmp_path / "ner-1" / "manifest.json").read_text())
+    run.stage("table4", "finetune/compare", {"data": data, "run_1": {"path": "x", "sha256": "y", "manifest": manifest}})
+    assert report._diagram([StageFolder(folder) for folder in run.stages]) == before
+    assert "table4" in Page(run.page()).text
