@@ -109,7 +109,7 @@ def read_systems(folders: Sequence[Path], test: TestSplit, paper: str) -> list[S
                     "Leave one out."
                 )
     systems = []
-    for one, name in zip(found, unique_names(found), strict=True):
+    for one, name in zip(found, unique_names(found, paper), strict=True):
         predicted = [read_predictions(run, test) for run in one.runs]
         counts = {convention: count_system(test, predicted, convention) for convention in CONVENTIONS}
         systems.append(System(name, one, counts, one.row_of(paper)))
@@ -122,11 +122,16 @@ def read_systems(folders: Sequence[Path], test: TestSplit, paper: str) -> list[S
     return sorted(systems, key=rank)
 
 
-def unique_names(found: Sequence[Configuration]) -> list[str]:
-    """The shortest names that tell the configurations apart: system, with its image words, or all there is to say."""
+def unique_names(found: Sequence[Configuration], paper: str) -> list[str]:
+    """The shortest names that tell the configurations apart: system, with its image words, or all there is to say.
+
+    Rows of the paper's Tables 9 and 10 have more telling names than the system's, CWI.
+    """
+    rows = [one.row_of(paper) if paper != "table4" else None for one in found]
+    names = [row.system if row else one.system for one, row in zip(found, rows, strict=True)]
     ways = [
-        [one.system for one in found],
-        [f"{one.system}, image words {one.image_words}" for one in found],
+        names,
+        [f"{name}, image words {one.image_words}" for one, name in zip(found, names, strict=True)],
         [one.label for one in found],
     ]
     return [next((names[i] for names in ways if names.count(names[i]) == 1), ways[-1][i]) for i in range(len(found))]

@@ -135,7 +135,7 @@ def _family(family: ImageFamily) -> dict[str, Any]:
             rows.append(Interval(kind, test.difference, low, high, text, "c1" if kind == OVERALL else "c3"))
         description = f"Difference of F1, image words {first} minus {second}, {family.label}"
         axis = "points of F1, conlleval; 95 % interval over tweets"
-        charts.append((f"{first} − {second}", interval_chart(rows, description, 620, axis, zero=True)))
+        charts.append((f"{first} − {second}", interval_chart(rows, description, axis_label=axis, zero=True)))
     return {
         "label": family.label,
         "n": {name: len(system.configuration.runs) for name, system in family.systems.items()},

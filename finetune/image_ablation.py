@@ -89,11 +89,15 @@ def _adjusted(found: list[ImageFamily]) -> list[ImageFamily]:
 
 
 def _deciding_tweets(label: str, members: dict[str, System], test: TestSplit) -> Iterator[dict[str, Any]]:
-    """Tweets that most runs with their own image words get right and most runs without get wrong, or the reverse."""
+    """Tweets that most runs with their own image words get right and most runs without get wrong, or the reverse.
+
+    The tags shown of each are those of its first run that is on the side of most.
+    """
     if not {"given", "none"} <= members.keys():
         return
     runs = {name: members[name].configuration.runs for name in ("given", "none")}
-    right = {name: members[name].counts[TESTED].right_ST.sum(axis=0) for name in runs}
+    right_ST = {name: members[name].counts[TESTED].right_ST for name in runs}
+    right = {name: right_ST[name].sum(axis=0) for name in runs}
     most = {name: 2 * right[name] > len(runs[name]) for name in runs}
     mostly_wrong = {name: 2 * right[name] < len(runs[name]) for name in runs}
     for kind, chosen in (
@@ -101,7 +105,9 @@ def _deciding_tweets(label: str, members: dict[str, System], test: TestSplit) ->
         (MISLED, mostly_wrong["given"] & most["none"]),
     ):
         for tweet in np.flatnonzero(chosen):
-            rows = {name: runs[name][0].predictions[tweet] for name in runs}
+            # Of the runs that are as most are, the first.
+            shown = {name: int(np.argmax(right_ST[name][:, tweet] == most[name][tweet])) for name in runs}
+            rows = {name: runs[name][shown[name]].predictions[tweet] for name in runs}
             yield {
                 "system": label,
                 "kind": kind,

@@ -184,6 +184,8 @@ class Configuration:
     @property
     def image_words(self) -> str:
         """``given``, ``shuffled`` or ``none``, which is also said of a system that cannot read any."""
+        if self.first.facts.get("reads_image_words") is False:
+            return "none"
         return str(self.first.settings.get("image_words", "none"))
 
     @property
@@ -216,11 +218,11 @@ class Configuration:
         """The row of the paper's ``table4``, ``table9`` or ``table10`` (``none``: of none) that this is a run of."""
         if table == "table4":
             return self.paper
-        if self.recorded_system != "CWI":
-            return None
         config = self.first.model_config
+        if config.get("model_type") != "cwi" or config.get("attention") != "none":
+            return None
         if table == "table9":
-            return TABLE_9.get(config.get("vector_size"))
+            return TABLE_9.get(config.get("vector_size")) if config.get("regularised") else None
         return TABLE_10.get(config.get("regularised")) if table == "table10" else None
 
     @property
@@ -375,11 +377,15 @@ def _tell_apart(found: list[Configuration]) -> None:
         differing = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
         for one, settings in zip(same, flat, strict=True):
             values = (settings.get(name) for name in differing)
-            told = [
-                f"{name}={short_name(value) if isinstance(value, str) else value}"
-                for name, value in zip(differing, values, strict=True)
-            ]
+            told = [f"{name}={_told(value)}" for name, value in zip(differing, values, strict=True)]
             one.suffix = ", ".join(told) or one.first.name
+
+
+def _told(value: Any) -> str:
+    """A setting's value, without the folders of paths."""
+    if isinstance(value, list):
+        return " + ".join(map(_told, value))
+    return short_name(value) if isinstance(value, str) else str(value)
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
