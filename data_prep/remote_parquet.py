@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +48,7 @@ RANGE, PAST_THE_END = 206, 416
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that may be others a little later."""
 
+_LOCAL = "Download the file, and make a data set of it, as docs/data.md says."
 _MAGIC = b"PAR1"
 _RANGE = re.compile(r"bytes (?:(?P<start>\d+)-\d+|\*)/(?P<length>\d+)")
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')
@@ -110,23 +111,21 @@ def check_address(url: str) -> None:
     except (ValueError, httpx.InvalidURL):
         host = scheme = None
     if not host or scheme not in ("http", "https"):
-        raise InputError(f"{redact(url)}: not an address. Give addresses like https://HOST/FILE.parquet.")
-    shown = f"{scheme}://{host}{parts.path}"  # no more than that: the rest may be what must not be shown
-    if parts.username is not None or parts.password is not None:
+        shown = re.split(r"[?#]", url)[0].rpartition("@")[2]  # no more: the rest may be what must not be shown
+        raise InputError(f"{shown}: not an address. Give addresses like https://HOST/FILE.parquet.")
+    shown = f"{scheme}://{host}{parts.path}"
+    if "@" in parts.netloc:
         raise InputError(
             f"{shown}: the address holds a user's name or password, which would be put on record. {_LOCAL}"
         )
-    parameters = {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
-    if parts.fragment or not parameters <= HARMLESS_PARAMETERS or bool(parts.query) > bool(parameters):
-        unknown = ", ".join(sorted(parameters - HARMLESS_PARAMETERS)) or "what follows its path"
+    parameters = {part.partition("=")[0] for part in parts.query.split("&") if part}
+    if parts.fragment or not parameters <= HARMLESS_PARAMETERS:
         raise InputError(
-            f"{shown}: the address holds {unknown}, which may be a credential and would be put on record. {_LOCAL}"
+            f"{shown}: what follows the path in its address may be a credential, and would be put on record. Allowed are "
+            f"the parameters {', '.join(sorted(HARMLESS_PARAMETERS))}. {_LOCAL}"
         )
     if not _is_protected(scheme, host):
         raise InputError(f"{shown}: without https what comes from there may be anybody's. Give an https address.")
-
-
-_LOCAL = "Download the file, and make a data set of it: data_prep/crawl.py files --input FILE."
 
 
 def iterate_remote_texts(

@@ -111,25 +111,28 @@ def test_a_reading_begins_at_any_place_and_fetches_no_groups_before_it(server):
         ("http://example.org/a.parquet", "http://example.org/a.parquet: without https"),
         ("https://me:hunter2@example.org/a.parquet", "https://example.org/a.parquet: the address holds a user's name"),
         ("https://hunter2@example.org/a.parquet", "https://example.org/a.parquet: the address holds a user's name"),
-        ("https://example.org/a?sig=hunter2&download=1", "https://example.org/a: the address holds sig, which may be"),
-        ("https://example.org/a?hunter2", "https://example.org/a: the address holds hunter2, which may be"),
-        ("https://example.org/a#hunter2", "https://example.org/a: the address holds what follows its path"),
+        ("https://example.org/a?download=1&sig=hunter2", "https://example.org/a: what follows the path in its"),
+        ("https://example.org/a?hunter2", "https://example.org/a: what follows the path in its"),
+        ("https://example.org/a#hunter2", "https://example.org/a: what follows the path in its"),
         ("https:///a.parquet", "https:///a.parquet: not an address"),
-        ("https://exa mple.org", "not an address"),
         ("hub:lab/tweets", "hub:lab/tweets: not an address"),
-        ("https://[1/a", "not an address"),
+        ("https://hunter2@[1/a?hunter2", "[1/a: not an address"),
         ("https://example.org:x/a", "not an address"),
     ],
 )
 def test_addresses_that_are_refused(address, problem):
     with pytest.raises(InputError) as raised:
-        check_address(address) if " " not in address else [check_address(part) for part in address.split()[::-1]]
+        check_address(address)
     assert problem in str(raised.value)
-    assert "hunter2" not in str(raised.value) or address.endswith("?hunter2")
+    assert "hunter2" not in str(raised.value)
 
 
 def test_addresses_that_are_taken():
-    for address in ("https://example.org/a.parquet", "https://example.org/a?download=true", "http://localhost:8/a"):
+    for address in (
+        "https://example.org/a.parquet",
+        "https://example.org/a?download=true&version=2",
+        "http://localhost:8/a",
+    ):
         check_address(address)
     check_address("http://[::1]:8000/a.parquet")
 
