@@ -1,6 +1,6 @@
 """Teachers label a corpus: what they think of each word's labels is kept, for a student to learn (`finetune/distill.py`).
 
-    python finetune/soft_labels.py --teachers '[RUN_1, RUN_2, RUN_3]' --data CORPUS --output SOFT_LABELS --texts 200000
+    python finetune/soft_labels.py --teachers '[RUN_1, RUN_2, RUN_3]' --data CORPUS --output SOFT_LABELS --texts 100000
 
 Each row has a text's words, the words of its image where the corpus has them, and for each word and label the mean of
 the teachers' scores. With the mean of their CRFs, in `teacher.safetensors`, these scores are a CRF again: the normalised

@@ -185,7 +185,7 @@ def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, o
     missing = own.removeprefix(INPUT_MISSING).split("; ") if own.startswith(INPUT_MISSING) else []
     for place in missing:
         if not changing or str(output) not in place:  # no stage before it makes that
-            return f"would fail: its input{place}"
+            return f"would fail: its input {place.strip()}"
     if not changing:
         return own
     names, are = " and ".join(changing), "is" if len(changing) == 1 else "are"
