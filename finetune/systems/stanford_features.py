@@ -1,9 +1,11 @@
 """Features in the style of Stanford NER (Finkel et al. 2005 [23], Table 4's first row), for a linear-chain CRF.
 
-The templates are those of the paper's Table 1 for named-entity recognition, and of the program's published settings for
-CoNLL's four types (`useWord`, `usePrev`, `useNext`, `useNGrams`, `maxNGramLeng=6`, `useTypeSeqs`, `wordShape=chris2useLC`,
-`useDisjunctive`, `disjunctionWidth=4`, `useLastRealWord`, `useNextRealWord`, `useClassFeature`). Their names are the
-program's own.
+The templates are those of the paper's Table 1 for named-entity recognition, with details of two settings that the program
+publishes: its example's (`austen.prop`: `maxNGramLeng=6`, `wordShape=chris2useLC`) and those of its model for CoNLL's four
+types (`english.conll.4class.nodistsim.prop`: `disjunctionWidth=4`, `useLastRealWord`, `useNextRealWord`); `useClassFeature`,
+`useWord`, `usePrev`, `useNext`, `useNGrams`, `useTypeSeqs` and `useDisjunctive` are in both. It is neither as a whole: both
+have `noMidNGrams`, which keeps only parts at either end of a word, and here the middle ones are there, too; the model for
+CoNLL has parts of any length and the shape `dan2useLC`. The names of the templates are the program's own.
 
 =============================  ==========================================================================================
 ``###``                        always there: a bias for each label (`useClassFeature`)
@@ -19,7 +21,8 @@ program's own.
 
 Left out, since they need more than a tweet's words: part-of-speech tags and clusters (of Table 1 and of later models), and the
 non-local part of the paper, Gibbs sampling over a document. Left out, since CRFsuite has no features of a word and two labels:
-the program's `usePrevSequences` and `useTypeSeqs2`; a pair of labels has one weight, whatever the word.
+the program's `usePrevSequences` and `useTypeSeqs2`; a pair of labels has one weight, whatever the word. Left out of the model
+for CoNLL: `useTitle`, `useOccurrencePatterns` (names that come again within 150 words, more than a tweet has).
 """
 
 from __future__ import annotations
