@@ -129,3 +129,12 @@ def draw_lstm(lstm: nn.LSTM) -> None:
             ):  # torch's order is input, forget, cell, output; biases add up
                 gate_values.fill_(1.0)
         initialization.copy_(parameter, values)
+
+
+def rows_of(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of ``x`` at all the ``places``, one after another.
+
+    Not ``x[places]``: its gradient is added up in no fixed order by several threads, and a resumed run must end in the same
+    weights.
+    """
+    return x.index_select(0, places.flatten())

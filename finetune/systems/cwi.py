@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from finetune.layers import ModalityAttention, SequenceAttention, SineReLU, TargetedDropout
-from finetune.word_model import PADDING, BiLSTM, WordConfig, WordModel
+from finetune.word_model import PADDING, BiLSTM, WordConfig, WordModel, rows_of
 
 CHARACTER_SIZE, IMAGE_SIZE, HIDDEN_SIZE = 40, 50, 100
 """Of the characters' embedding (layer 2), of the image's embedding and LSTM (26, 27), and of each LSTM over words."""
@@ -119,8 +119,8 @@ class CharacterFeatures(nn.Module):
         layer12 = torch.cat([layer6, same(self.conv11, layer10)], dim=2)
         layer14 = torch.cat([layer4, same(self.conv13, layer12)], dim=2)
         if self.training:  # each occurrence of a word has channels of its own dropped
-            return self.finish(layer14[spelling_BW.flatten()]).unflatten(0, spelling_BW.shape)
-        return self.finish(layer14)[spelling_BW]
+            return self.finish(rows_of(layer14, spelling_BW)).unflatten(0, spelling_BW.shape)
+        return rows_of(self.finish(layer14), spelling_BW).unflatten(0, spelling_BW.shape)
 
     def finish(self, x_NKC: Tensor) -> Tensor:
         """Layers 15 to 17, and each row's channels as one vector."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import TokenClassifierOutput
 
-from finetune.word_model import PADDING, BiLSTM, WordConfig, WordModel
+from finetune.word_model import PADDING, BiLSTM, WordConfig, WordModel, rows_of
 
 CHARACTER_SIZE, FILTERS, WINDOW, HIDDEN_SIZE = 30, 30, 3, 200
 """Table 1 of [31]."""
@@ -44,7 +44,8 @@ class LSTMCNNCRFForTokenClassification(WordModel):
 
     def forward(self, word_ids_BW: Tensor, character_ids_UC: Tensor, spelling_BW: Tensor) -> TokenClassifierOutput:
         """Scores of each label at each word, ``logits`` [B, W, L]; ``spelling_BW`` is each word's row in the characters."""
-        characters_BWF = self.character_features(character_ids_UC)[spelling_BW]
+        characters_UF = self.character_features(character_ids_UC)
+        characters_BWF = rows_of(characters_UF, spelling_BW).unflatten(0, spelling_BW.shape)
         x_BWD = self.dropout(torch.cat([self.words(word_ids_BW), characters_BWF], dim=2))
         hidden_BWH = self.lstm(x_BWD, word_ids_BW != PADDING)
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BWH)))

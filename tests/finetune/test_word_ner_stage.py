@@ -39,7 +39,8 @@ def trained(tmp_path_factory, data, vectors):
         output = folder / system
         if not output.exists():
             arguments = ["--system", system, "--vectors", str(vectors), "--data", str(data), "--output", str(output)]
-            assert word_ner.main([*arguments, *PLAIN, "--schedule.epochs", "6"]) == 0
+            more = [] if system == "cwi" else ["--dropout", "0"]
+            assert word_ner.main([*arguments, *PLAIN, *more, "--schedule.epochs", "24"]) == 0
         return output
 
     return train
