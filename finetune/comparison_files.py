@@ -13,6 +13,7 @@ from finetune.comparison import ALPHA, MEASURES, PairTest, Score, System, View
 from finetune.image_ablation import ImageFamily
 from launch.files import write_json_whole, write_text_whole
 from launch.paper_tables import PaperRow
+from launch.score_table import markdown_row
 
 PAPER = "paper (convention not stated)"
 DECIDING_COLUMNS = (
@@ -69,27 +70,27 @@ def markdown(comparison: Comparison) -> str:
         counted = ", ".join(f"{count:,} mentions ({name})" for name, count in view.mentions.items())
         tweets = f"{view.tweets:,} tweets" + (" hold one" if view.key == "unseen" else "")
         out += [f"## {view.title}: {tweets}, {counted}", ""]
-        out += [_markdown_row(["system", "n", "convention", *MEASURES, "95 % interval"])]
-        out += [_markdown_row(["---"] * 3 + ["---:"] * (len(MEASURES) + 1))]
+        out += [markdown_row(["system", "n", "convention", *MEASURES, "95 % interval"])]
+        out += [markdown_row(["---"] * 3 + ["---:"] * (len(MEASURES) + 1))]
         for score, paper in with_paper(view):
             cells = ["–" if mean is None else mean.text() for mean in score.cells.values()]
             low, high = score.f1_interval
             runs = str(len(score.system.configuration.runs))
-            out.append(_markdown_row([score.system.name, runs, score.convention, *cells, f"{low:.2f} – {high:.2f}"]))
+            out.append(markdown_row([score.system.name, runs, score.convention, *cells, f"{low:.2f} – {high:.2f}"]))
             if paper:
                 cells = ["–" if value is None else f"{value:.2f}" for value in paper_cells(paper).values()]
-                out.append(_markdown_row([paper.system, "1", PAPER, *cells, ""]))
+                out.append(markdown_row([paper.system, "1", PAPER, *cells, ""]))
         out.append("")
     if comparison.tests:
         out += ["## Differences of F1 (conlleval, points)", "", MULTIPLE_COMPARISONS, ""]
-        out += [_markdown_row(["first", "second", "first − second", "95 % interval", "p", "adjusted p"])]
-        out += [_markdown_row(["---"] * 2 + ["---:"] * 4)]
+        out += [markdown_row(["first", "second", "first − second", "95 % interval", "p", "adjusted p"])]
+        out += [markdown_row(["---"] * 2 + ["---:"] * 4)]
         out += [_test_row(test.first.name, test.second.name, test) for test in comparison.tests]
         out.append("")
     if comparison.families:
         out += ["## Image words (conlleval, points)", "", "p is adjusted over the lines `all` alone.", ""]
-        out += [_markdown_row(["system", "difference", "type", "points", "95 % interval", "p", "adjusted p"])]
-        out += [_markdown_row(["---"] * 3 + ["---:"] * 4)]
+        out += [markdown_row(["system", "difference", "type", "points", "95 % interval", "p", "adjusted p"])]
+        out += [markdown_row(["---"] * 3 + ["---:"] * 4)]
         for family in comparison.families:
             for (first, second), tests in family.tests.items():
                 for kind, test in tests.items():
@@ -174,7 +175,7 @@ def _test_row(first: str, second: str, test: PairTest, kind: str = "", has_adjus
     low, high = test.interval
     numbers = [points(test.difference), f"{points(low)} to {points(high)}", p_text(test.p)]
     numbers.append(p_text(test.adjusted) if has_adjusted else "")
-    return _markdown_row([first, second, *([kind] if kind else []), *numbers])
+    return markdown_row([first, second, *([kind] if kind else []), *numbers])
 
 
 def _table_columns() -> list[str]:
@@ -204,7 +205,3 @@ def _csv(columns: Sequence[str], rows: Sequence[dict[str, Any]] | Iterator[dict[
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", "replace").decode("utf-8")
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -10,20 +10,17 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from data_prep.layout import ENTITY_TYPES
 from finetune.distillation import Distillation, SoftTagger, read_soft_labels
-from finetune.features import PieceReader
-from finetune.ner import NERSettings, build_model, check_encoder, learning_rate_of
+from finetune.ner import NERSettings, learning_rate_of, model_and_reader
 from finetune.tags import TagScheme
 from finetune.training import read_splits, train_recognizer
 from launch.loop import make_accelerator
-from launch.pretrained import check_vocabulary, encoder_input, load_tokenizer
+from launch.pretrained import encoder_input
 from launch.schedule import ScheduleSettings
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
-from launch.training_stage import describe_encoder, run_training_stage
+from launch.training_stage import run_training_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,15 +66,8 @@ def distill(settings: DistillSettings, stage: Stage) -> None:
     accelerator = make_accelerator(settings.run)
     stage.seeds = [settings.seed]
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
-    check_encoder(settings)
-    tokenizer = load_tokenizer(settings.encoder)
-    reader = PieceReader(tokenizer, settings.input)
+    model, reader = model_and_reader(settings, stage, scheme)
     soft = read_soft_labels(settings.soft_labels, scheme, settings.image_words != "none")
-
-    torch.manual_seed(settings.seed)
-    model, new_parameters = build_model(settings, scheme)
-    check_vocabulary(settings.encoder, model, tokenizer)
-    stage.facts["encoder"] = describe_encoder(model, new_parameters)
     splits = read_splits(settings, stage, reader)
     stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
 

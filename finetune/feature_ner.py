@@ -20,10 +20,9 @@ from data_prep.layout import NER_TAGS
 from data_prep.tag_repair import repair_orphans
 from finetune.systems.stanford_features import StanfordFeatures
 from finetune.systems.tner_features import TNERFeatures, read_clusters, read_dictionaries
-from finetune.tagging import Split, read_rows
-from finetune.training import SPLITS, record_predictions
+from finetune.tagging import Split, over_source_tokens, read_rows
+from finetune.training import SCORED, SPLITS, score_recognizer
 from launch.errors import InputError
-from launch.files import write_json_whole
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage, StageSettings, run_stage
 
@@ -112,12 +111,9 @@ def train_features(settings: FeatureNERSettings, stage: Stage) -> None:
 
     tagger = crfsuite.Tagger()
     tagger.open(str(stage.folder / MODEL_NAME))
-    scores, orphans = {}, {}
-    for name in ("validation", "test"):
-        predicted, orphans[name] = predict_tags(tagger, splits[name])
-        scores[name] = record_predictions(stage, name, splits[name], predicted)
-    stage.facts["orphan_tags_repaired"] = orphans
-    write_json_whole(stage.folder / "scores.json", scores)
+    found = {name: predict_tags(tagger, splits[name]) for name in SCORED}
+    stage.facts["orphan_tags_repaired"] = {name: orphans for name, (_, orphans) in found.items()}
+    score_recognizer(stage, splits, {name: tags for name, (tags, _) in found.items()})
 
 
 def import_crfsuite() -> Any:
@@ -181,10 +177,8 @@ def predict_tags(tagger: Any, split: Split) -> tuple[list[list[str]], int]:
     for row, features in zip(split.rows, split.inputs.features, strict=True):
         tags, repaired = repair_orphans(tagger.tag(features))
         orphans += repaired
-        over_source = ["O"] * len(row["source_tokens"])  # URLs, which are no words, stay O
-        for place, tag in zip(row["source_index"], tags, strict=True):
-            over_source[place] = tag
-        predicted.append(over_source)
+        assert len(tags) == len(row["source_index"])
+        predicted.append(over_source_tokens(row, tags))
     return predicted, orphans
 
 

@@ -28,6 +28,12 @@ class Inputs(Protocol):
         """
 
 
+def longest_first(inputs: Inputs) -> list[int]:
+    """All tweets, sorted so that those of like length are neighbours, and a batch of neighbours holds little padding."""
+    lengths = inputs.lengths
+    return sorted(range(len(lengths)), key=lambda tweet: -lengths[tweet])
+
+
 class Reader(Protocol):
     """Makes inputs; part of a recognizer."""
 

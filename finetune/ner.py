@@ -59,17 +59,21 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     stage.seeds = [settings.seed]
 
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
+    model, reader = model_and_reader(settings, stage, scheme)
+    splits = read_splits(settings, stage, reader)
+    learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
+    train_recognizer(settings, stage, accelerator, splits, scheme, reader, PieceTagger(model), learning_rates)
+
+
+def model_and_reader(settings: NERSettings, stage: Stage, scheme: TagScheme) -> tuple[PreTrainedModel, PieceReader]:
+    """What is to be trained and how it reads tweets, checked, seeded, and described in the stage's facts."""
     check_encoder(settings)
     tokenizer = load_tokenizer(settings.encoder)
-    reader = PieceReader(tokenizer, settings.input)
     torch.manual_seed(settings.seed)
     model, new_parameters = build_model(settings, scheme)
     check_vocabulary(settings.encoder, model, tokenizer)
     stage.facts["encoder"] = describe_encoder(model, new_parameters)
-
-    splits = read_splits(settings, stage, reader)
-    learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
-    train_recognizer(settings, stage, accelerator, splits, scheme, reader, PieceTagger(model), learning_rates)
+    return model, PieceReader(tokenizer, settings.input)
 
 
 def check_encoder(settings: NERSettings) -> None:

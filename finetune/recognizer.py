@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from finetune.crf import PENALTY
-from finetune.inputs import Inputs, Reader
+from finetune.inputs import Inputs, Reader, longest_first
 from finetune.post_words import PostWords, encodable
 from finetune.scorer import spans
 from finetune.systems.registry import STOCK, SYSTEMS
@@ -122,9 +122,7 @@ class Recognizer:
         else:
             words_of_images = [_as_list(words) for words in image_words]
         inputs = self.reader.read([post.words for post in posts], words_of_images)
-        lengths = inputs.lengths
-        # Posts of like length together, so that little is padding.
-        order = sorted(range(len(posts)), key=lambda index: -lengths[index])
+        order = longest_first(inputs)
         results: list[Recognized | None] = [None] * len(posts)
         for start in range(0, len(order), READ_AT_ONCE):
             chosen = order[start : start + READ_AT_ONCE]

@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
 from finetune import scorer
 from finetune.features import shuffled
-from finetune.inputs import Inputs, Reader
+from finetune.inputs import Inputs, Reader, longest_first
 from finetune.tagger import Tagger
 from finetune.tags import TagScheme, bio_to_bioes, check_tags
 from launch.errors import InputError
@@ -170,20 +170,25 @@ def assemble(
 ) -> list[list[str]]:
     """Every process's label ids as BIO tags of all source tokens: ``O`` for URLs and for words that were cut off."""
     together = gather_object(labelled) if accelerator.num_processes > 1 else labelled
-    predicted = [["O"] * len(row["source_tokens"]) for row in split.rows]
+    predicted = [over_source_tokens(row, ()) for row in split.rows]
     for tweet, ids in together:
-        places = split.rows[tweet]["source_index"]
-        for place, tag in zip(places, scheme.decode(ids), strict=False):  # cut-off words have no label
-            predicted[tweet][place] = tag
+        predicted[tweet] = over_source_tokens(split.rows[tweet], scheme.decode(ids))
     return predicted
+
+
+def over_source_tokens(row: dict[str, Any], tags: Sequence[str]) -> list[str]:
+    """Tags of a row's words as tags of its source tokens: ``O`` for URLs, and for last words without a tag."""
+    over_source = ["O"] * len(row["source_tokens"])
+    for place, tag in zip(row["source_index"], tags, strict=False):
+        over_source[place] = tag
+    return over_source
 
 
 def batches(
     split: Split, accelerator: Accelerator, labels: list[list[int]] | None = None
 ) -> Iterator[tuple[list[int], bool, Batch]]:
     """This process's share of a split, longest first: indexes of tweets, whether this process counts them, tensors."""
-    lengths = split.inputs.lengths
-    order = sorted(range(len(split.rows)), key=lambda index: -lengths[index])
+    order = longest_first(split.inputs)
     for tweets, counts in micro_batches(order, PREDICTED_AT_ONCE, accelerator.process_index, accelerator.num_processes):
         yield tweets, counts, to_device(make_batch(split, tweets, labels), accelerator.device)
 

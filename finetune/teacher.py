@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.crf import LinearChainCRF
+from finetune.inputs import longest_first
 from finetune.recognizer import Recognizer
 from finetune.tags import TagScheme
 from launch.errors import InputError
@@ -61,8 +62,7 @@ def scores_of(
     if not recognizer.reads_image_words:
         image_words = [[] for _ in words]
     inputs = recognizer.reader.read(words, image_words)
-    lengths = inputs.lengths
-    order = sorted(range(len(words)), key=lambda text: -lengths[text])
+    order = longest_first(inputs)
     found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(words)
     for start in range(0, len(order), READ_AT_ONCE):
         chosen = order[start : start + READ_AT_ONCE]

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from finetune.inputs import Reader
 from finetune.recognizer import add_model_code
+from finetune.scorer import CONVENTIONS
 from finetune.tagger import Tagger
 from finetune.tagging import Split, Tagging, predict, read_rows, score, write_predictions
 from finetune.tags import TagScheme
@@ -20,6 +21,8 @@ from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, export, load_weights
 
 SPLITS = ("train", "validation", "test")
+SCORED = SPLITS[1:]
+"""What scores are taken of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,29 +87,21 @@ def train_recognizer(
         patience=settings.patience,
     )
     load_weights(trained, weights)
-    score_recognizer(stage, accelerator, trained.to(accelerator.device).eval(), splits, scheme)
+    trained.to(accelerator.device).eval()
+    score_recognizer(stage, splits, {name: predict(trained, splits[name], scheme, accelerator) for name in SCORED})
     export(stage, accelerator, trained.model, reader.save)
     if stage.is_main_process:
         add_model_code(stage.folder)
 
 
-def score_recognizer(
-    stage: Stage, accelerator: Accelerator, tagger: Tagger, splits: dict[str, Split], scheme: TagScheme
-) -> None:
-    """Write the stage's `scores.json` and `predictions/` of validation and test."""
+def score_recognizer(stage: Stage, splits: dict[str, Split], predicted: dict[str, list[list[str]]]) -> None:
+    """Write the stage's `scores.json` and `predictions/`, given the tags predicted for the splits that are scored."""
     scores = {}
-    for name in ("validation", "test"):
-        predicted = predict(tagger, splits[name], scheme, accelerator)
-        scores[name] = record_predictions(stage, name, splits[name], predicted)
+    for name, tags in predicted.items():
+        scores[name] = score(splits[name], tags)
+        f1 = {convention: scores[name][convention]["micro"]["f1"] for convention in CONVENTIONS}
+        stage.log(f"{name}: " + ", ".join(f"F1 {100 * value:.2f} ({convention})" for convention, value in f1.items()))
+        if stage.is_main_process:
+            write_predictions(stage.folder / "predictions" / f"{name}.jsonl", splits[name], tags)
     if stage.is_main_process:
         write_json_whole(stage.folder / "scores.json", scores)
-
-
-def record_predictions(stage: Stage, name: str, split: Split, predicted: list[list[str]]) -> dict:
-    """Score the tags predicted for a split, log the F1, write the predictions; returns what `scores.json` holds of it."""
-    scores = score(split, predicted)
-    f1 = {convention: scores[convention]["micro"]["f1"] for convention in ("conlleval", "strict")}
-    stage.log(f"{name}: " + ", ".join(f"F1 {100 * value:.2f} ({convention})" for convention, value in f1.items()))
-    if stage.is_main_process:
-        write_predictions(stage.folder / "predictions" / f"{name}.jsonl", split, predicted)
-    return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from launch.paper_tables import SOURCE
@@ -59,7 +60,7 @@ def print_table(stages: list[Path]) -> str:
 def markdown_table(stages: list[Path]) -> str:
     """Rows for RESULTS.md, one per configuration and convention, under their header."""
     header = ["date", "commit", "encoder", "chain", "head", "image words", "seeds", "convention", *COLUMNS]
-    lines = [_markdown_row(header), _markdown_row(["---"] * 8 + ["---:"] * len(COLUMNS))]
+    lines = [markdown_row(header), markdown_row(["---"] * 8 + ["---:"] * len(COLUMNS))]
     for one in _configurations(stages):
         manifests = [run.manifest for run in one.runs]
         date = max((str(m.get("finished_at") or "")[:10] for m in manifests), default="")
@@ -68,7 +69,7 @@ def markdown_table(stages: list[Path]) -> str:
         seeds = ", ".join(str(seed) for seed in one.seeds)
         for convention in CONVENTIONS:
             cells = [_cell(mean) for mean in one.table_row(convention)]
-            lines.append(_markdown_row([date, ", ".join(commits), one.encoder, *told, seeds, convention, *cells]))
+            lines.append(markdown_row([date, ", ".join(commits), one.encoder, *told, seeds, convention, *cells]))
     return "\n".join(lines) + "\n"
 
 
@@ -86,5 +87,6 @@ def _cell(mean: Mean | None) -> str:
     return "–" if mean is None else mean.text()
 
 
-def _markdown_row(cells: list[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table; what would end a cell or the line is escaped."""
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

@@ -18,6 +18,7 @@ from finetune.recognizer import Recognizer
 from finetune.tagging import Split, read_rows
 from finetune.tags import TagScheme
 from finetune.teacher import Teacher, load_crf
+from launch.results import StageFolder, configurations
 
 READER = PieceReader(make_tokenizer(), InputFormat(64, 8))
 SCHEME = TagScheme("BIO")
@@ -102,6 +103,8 @@ def test_the_student_learns_from_the_teacher_alone(tmp_path, encoder, named, sof
     assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
     names = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
     assert set(names) == {"encoder", "data", "soft_labels"}
+    (found,) = configurations([StageFolder(tmp_path / "out")])
+    assert found.chain == "distillation only" and found.head == head
 
 
 def test_loss_of_a_tweet_with_tags_is_that_of_training_on_tags(named, encoder, soft):

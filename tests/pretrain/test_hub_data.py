@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_dataset_hub import NAME, FakeDatasetHub
+from interrupted import interrupted_at
 from tiny_models import make_encoder, make_texts, make_tokenizer
 
 from data_prep import hub_texts, text_batches
@@ -183,15 +184,8 @@ def test_the_stage_trains_on_the_commit_it_began_with(hub, tmp_path, monkeypatch
     hub.push(FILES)
     first, encoder, cache = hub.main, make_encoder(tmp_path / "encoder"), f"--token_cache={tmp_path / 'cache'}"
     more = ["--validation_share=0.3", "--run.checkpoint_steps=1", cache]
-    seed_dropout = loop.seed_dropout
-
-    def interrupt(device, *key):
-        if key[1] == 2:
-            raise KeyboardInterrupt
-        seed_dropout(device, *key)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "seed_dropout", interrupt)
+        patch.setattr(loop, "seed_dropout", interrupted_at(2))
         assert mlm.main(arguments(encoder, tmp_path / "out", *more)) == 130
     second = hub.push({"data/train-00000-of-00001.parquet": parquet(make_texts(20, 9))})
     hub.requests.clear()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from interrupted import interrupted_at
 from safetensors.torch import load_file
 from tiny_models import bert_config, make_corpus, make_encoder, make_ner, make_texts, make_tokenizer
 from transformers import (
@@ -293,14 +294,9 @@ def test_in_bf16_it_trains_the_same_fp32_weights(encoder, corpus, tmp_path):
 def test_a_run_goes_on_where_bf16_is_not_fast(encoder, corpus, tmp_path, monkeypatch, caplog):
     seed_dropout = loop.seed_dropout
 
-    def interrupt(device, *key):
-        if key[1] == 5:
-            raise KeyboardInterrupt
-        seed_dropout(device, *key)
-
     command = arguments(encoder, corpus, tmp_path / "out", "--run.precision=auto", "--run.checkpoint_steps=4")
     monkeypatch.setattr(loop, "best_precision", lambda: "bf16")
-    monkeypatch.setattr(loop, "seed_dropout", interrupt)
+    monkeypatch.setattr(loop, "seed_dropout", interrupted_at(5))
     assert main(command) == 130
     monkeypatch.setattr(loop, "best_precision", lambda: "fp32")
     monkeypatch.setattr(loop, "seed_dropout", seed_dropout)

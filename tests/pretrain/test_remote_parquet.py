@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_file_server import LAST_MODIFIED, FakeFileServer, etag
+from interrupted import interrupted_at
 from tiny_models import make_encoder, make_texts, make_tokenizer
 
 from data_prep import remote_parquet, text_batches
@@ -285,15 +286,8 @@ def arguments(encoder: Path, data: str, output: Path) -> list[str]:
 def test_the_stage_trains_on_the_version_it_began_with(server, tmp_path, monkeypatch, capsys):
     command = arguments(make_encoder(tmp_path / "encoder"), addresses(server), tmp_path / "out")
     described = remote_input(addresses(server), Path("none"))
-    seed_dropout = loop.seed_dropout
-
-    def interrupt(device, *key):
-        if key[1] == 2:
-            raise KeyboardInterrupt
-        seed_dropout(device, *key)
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "seed_dropout", interrupt)
+        patch.setattr(loop, "seed_dropout", interrupted_at(2))
         assert mlm.main(command) == 130
     original = server.files["/b.parquet"]
     server.files["/b.parquet"] = parquet(make_texts(20, 9))
