@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from finetune.word_shapes import shape_of
+
 SPECIAL_TOKENS = 3
 """[CLS] and two [SEP]."""
 TOKENIZED_AT_ONCE = 1000
@@ -28,6 +30,8 @@ class InputFormat:
     """Word pieces of the image words at the most."""
     image_words_joiner: str = ", "
     """What stands between two image words."""
+    word_shapes: bool = False
+    """Whether the model reads how the tweet's words are written, beside their pieces (:mod:`finetune.word_shapes`)."""
 
     def __post_init__(self) -> None:
         if self.maximum_length - self.image_length - SPECIAL_TOKENS < 1:
@@ -49,6 +53,8 @@ class Encoded:
     """Place in ``pieces`` of the first piece of each word; words that were cut off have none."""
     words: int
     """Words of the tweet, those that were cut off included."""
+    shapes: list[int] | None = None
+    """For each piece of the first segment the shape of its word, where the model reads them."""
 
     @property
     def words_truncated(self) -> int:
@@ -129,7 +135,16 @@ def encode(
             fitting = [place for place in first_piece if place < room]
             text = [tokenizer.cls_token_id, *pieces[:room], tokenizer.sep_token_id]
             second = [*image, tokenizer.sep_token_id] if image else []
-            encoded.append(Encoded(text + second, len(text), [place + 1 for place in fitting], len(words)))
+            shapes = _shapes(words_of_tweets[start + index], first_piece, len(pieces)) if layout.word_shapes else None
+            encoded.append(
+                Encoded(
+                    text + second,
+                    len(text),
+                    [place + 1 for place in fitting],
+                    len(words),
+                    None if shapes is None else [0, *shapes[:room], 0],
+                )
+            )
     return encoded
 
 
@@ -166,6 +181,11 @@ def collate(
         "first_piece_BW": first_piece,
         "word_mask_BW": word_mask,
     }
+    if tweets[0].shapes is not None:
+        shape_ids = np.zeros((len(tweets), length), np.int64)
+        for row, tweet in enumerate(tweets):
+            shape_ids[row, : tweet.text_length] = tweet.shapes
+        arrays["shape_ids_BT"] = shape_ids
     if labels is not None:
         arrays |= {"labels_BW": label_ids, "weight": np.asarray(int(word_mask.sum()))}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -182,6 +202,16 @@ def shuffled(image_words: Sequence[Sequence[str]], seed: int) -> list[Sequence[s
 
 def _pieces(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _shapes(words: Sequence[str], first_piece: Sequence[int], pieces: int) -> list[int]:
+    """The shape of each piece's word."""
+    ends = [*first_piece[1:], pieces]
+    return [
+        shape
+        for word, start, end in zip(words, first_piece, ends, strict=True)
+        for shape in [shape_of(word)] * (end - start)
+    ]
 
 
 def _align(ids: list[int], word_ids: list[int], words: int, unknown: int) -> tuple[list[int], list[int]]:

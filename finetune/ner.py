@@ -19,6 +19,7 @@ from finetune.systems.msb import MSBConfig, MSBForTokenClassification, without_p
 from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
 from finetune.training import RecognizerSettings, read_splits, train_recognizer
+from finetune.word_shapes import SHAPES
 from launch.errors import InputError
 from launch.loop import OptimizerSettings, make_accelerator
 from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
@@ -38,7 +39,7 @@ class NERSettings(EncoderStageSettings, RecognizerSettings):
     input: InputFormat = field(default_factory=InputFormat)
     """Lengths and form of the model's input."""
     head_learning_rate: float = 5e-3
-    """Peak learning rate of the linear layer and the CRF; `optimizer.learning_rate` is the encoder's."""
+    """Peak learning rate of linear layer, CRF and word shapes, which are new; `optimizer.learning_rate` is the encoder's."""
     dropout: float | None = None
     """Dropout of the encoder and before the head; null keeps the encoder's own."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=3e-4))
@@ -85,6 +86,8 @@ def check_encoder(settings: NERSettings) -> None:
             config = config.encoder_config()
     if any(not hasattr(config, name) for name in (*DROPOUTS, "max_position_embeddings")):
         raise InputError(f"{settings.encoder}: {config.model_type} is not BERT-like enough. Give a BERT, or its like.")
+    if settings.input.word_shapes and settings.head != "crf":
+        raise InputError("--input.word_shapes: a stock model reads none. Give --head crf, or leave it out.")
     if settings.input.maximum_length > config.max_position_embeddings:
         raise InputError(
             f"{settings.encoder}: reads {config.max_position_embeddings} word pieces at the most. "
@@ -108,6 +111,11 @@ def check_recognizer(settings: NERSettings, config: PreTrainedConfig) -> None:
     if head != settings.head:
         raise InputError(
             f"{settings.encoder}: is a recognizer with the head {head}. To train it on, give --head {head}."
+        )
+    if head == "crf" and bool(config.word_shapes) != settings.input.word_shapes:
+        raise InputError(
+            f"{settings.encoder}: is a recognizer {'with' if config.word_shapes else 'without'} word shapes. "
+            f"To train it on, give --input.word_shapes {str(bool(config.word_shapes)).lower()}."
         )
     labels = [config.id2label[index] for index in sorted(config.id2label)]
     if labels != TagScheme(settings.scheme, ENTITY_TYPES).labels:
@@ -137,6 +145,7 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
             scheme=scheme.name,
             types=scheme.types,
             classifier_dropout=encoder.config.hidden_dropout_prob,
+            word_shapes=len(SHAPES) if settings.input.word_shapes else 0,
         )
         model = MSBForTokenClassification(config)
         model.encoder.load_state_dict(encoder.state_dict())
@@ -149,7 +158,7 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
 
 def learning_rate_of(parameter: str, settings: NERSettings) -> float:
     """Peak learning rate of a parameter of the tagger: the head's own, or the encoder's."""
-    is_head = parameter.startswith(("model.classifier.", "model.crf."))
+    is_head = parameter.startswith(("model.classifier.", "model.crf.", "model.shape_embeddings."))
     return settings.head_learning_rate if is_head else settings.optimizer.learning_rate
 
 

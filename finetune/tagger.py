@@ -68,11 +68,13 @@ class PieceTagger(Tagger):
         attention_mask_BT: torch.Tensor,
         token_type_ids_BT: torch.Tensor,
         first_piece_BW: torch.Tensor,
+        shape_ids_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Scores [B, W, L], in fp32, of each label at each word's first piece."""
-        logits_BTL = self.model(
-            input_ids=input_ids_BT, attention_mask=attention_mask_BT, token_type_ids=token_type_ids_BT
-        ).logits.float()
+        """Scores [B, W, L], in fp32, of each label at each word's first piece; see :mod:`finetune.features`."""
+        inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "token_type_ids": token_type_ids_BT}
+        if shape_ids_BT is not None:
+            inputs["shape_ids"] = shape_ids_BT
+        logits_BTL = self.model(**inputs).logits.float()
         return logits_BTL.gather(1, first_piece_BW[:, :, None].expand(-1, -1, logits_BTL.shape[2]))
 
 

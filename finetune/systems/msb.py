@@ -24,7 +24,8 @@ class MSBConfig(PreTrainedConfig):
     """Configuration of an encoder with a CRF over words.
 
     ``encoder`` is the encoder's own configuration, as a dict with its ``model_type``. ``scheme`` and ``types`` give the
-    labels (:class:`finetune.tags.TagScheme`).
+    labels (:class:`finetune.tags.TagScheme`). ``word_shapes`` is how many shapes of words the model tells apart; 0 for a
+    model that reads word pieces alone.
     """
 
     model_type = "msb"
@@ -35,12 +36,14 @@ class MSBConfig(PreTrainedConfig):
         scheme: str = "BIO",
         types: tuple[str, ...] | list[str] = ("PER", "LOC", "ORG", "MISC"),
         classifier_dropout: float = 0.1,
+        word_shapes: int = 0,
         **options: Any,
     ) -> None:
         self.encoder = encoder or {"model_type": "bert"}
         self.scheme = scheme
         self.types = list(types)
         self.classifier_dropout = classifier_dropout
+        self.word_shapes = word_shapes
         labels = TagScheme(scheme, tuple(types)).labels
         options.setdefault("id2label", dict(enumerate(labels)))
         options.setdefault("label2id", {label: index for index, label in enumerate(labels)})
@@ -67,6 +70,8 @@ class MSBForTokenClassification(PreTrainedModel):
         scheme = TagScheme(config.scheme, tuple(config.types))
         encoder_config = config.encoder_config()
         self.encoder = AutoModel.from_config(encoder_config, **without_pooler(encoder_config))
+        if config.word_shapes:
+            self.shape_embeddings = nn.Embedding(config.word_shapes, encoder_config.hidden_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(encoder_config.hidden_size, len(scheme.labels))
         self.crf = LinearChainCRF(
@@ -78,6 +83,8 @@ class MSBForTokenClassification(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, LinearChainCRF):
             module.reset_parameters()
+        elif module is getattr(self, "shape_embeddings", None):
+            nn.init.zeros_(module.weight)  # the encoder begins as it was pretrained
         else:
             super()._init_weights(module)
 
@@ -86,11 +93,21 @@ class MSBForTokenClassification(PreTrainedModel):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        shape_ids: torch.Tensor | None = None,
         **options: Any,
     ) -> TokenClassifierOutput:
         """Scores of each label at each piece, ``logits`` [B, T, L]; see
-        :class:`finetune.tagger.PieceTagger` for words and the CRF."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        :class:`finetune.tagger.PieceTagger` for words and the CRF.
+
+        ``shape_ids`` [B, T] are read by a model with ``word_shapes`` alone: each piece's embedding has that of its word's
+        shape added to it.
+        """
+        inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if self.config.word_shapes and shape_ids is not None:
+            pieces_BTH = self.encoder.get_input_embeddings()(input_ids)
+            inputs["inputs_embeds"] = pieces_BTH + self.shape_embeddings(shape_ids)
+        else:
+            inputs["input_ids"] = input_ids
         hidden_BTH = self.encoder(**inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BTH)))
 

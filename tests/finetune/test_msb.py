@@ -1,6 +1,6 @@
 """MSB with either head: what it computes, what it is made of, what of it is trained, and that it comes back whole."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -184,7 +184,7 @@ def test_a_saved_model_with_a_crf_comes_back_whole(settings, tmp_path, scheme):
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [loaded.config.id2label[i] for i in range(len(loaded.config.id2label))] == TagScheme(scheme).labels
     assert loaded.config.msb_scheme == loaded.config.scheme == scheme
-    assert loaded.config.msb_input == {"maximum_length": 32, "image_length": 8, "image_words_joiner": ", "}
+    assert loaded.config.msb_input == asdict(LAYOUT)
     assert not torch.equal(loaded.crf.allowed_transitions, torch.ones_like(loaded.crf.allowed_transitions))
 
 

@@ -71,7 +71,12 @@ def test_what_the_folder_holds(trained, head):
     assert names == records | code | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = read_json(folder / "config.json")
     assert [config["id2label"][str(i)] for i in range(9)] == TagScheme("BIO").labels
-    assert config["msb_input"] == {"maximum_length": 64, "image_length": 8, "image_words_joiner": ", "}
+    assert config["msb_input"] == {
+        "maximum_length": 64,
+        "image_length": 8,
+        "image_words_joiner": ", ",
+        "word_shapes": False,
+    }
     assert (config["msb_scheme"], config["msb_image_words"]) == ("BIO", True)
     assert ("auto_map" in config) == (head == "crf")
 
