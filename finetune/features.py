@@ -79,6 +79,10 @@ class PieceInputs:
         """Words of each tweet that did not fit."""
         return [tweet.words_truncated for tweet in self.encoded]
 
+    def pieces_in_use(self) -> np.ndarray:
+        """Ids of all pieces that there are, with that of the padding."""
+        return np.unique(np.concatenate([[self.pad_token], *(tweet.pieces for tweet in self.encoded)]))
+
     def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
         """Tensors of some of the tweets, as :func:`collate` makes them."""
         return collate([self.encoded[tweet] for tweet in tweets], labels, self.pad_token)

@@ -10,6 +10,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from finetune.features import PieceInputs
+from finetune.inputs import Inputs
+from finetune.rows_in_use import RowsInUse
+
 
 class Tagger(nn.Module):
     """A model with the loss and the decoding of its head: the CRF it has as ``crf``, or else a softmax for each word.
@@ -25,6 +29,9 @@ class Tagger(nn.Module):
     def emissions(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word."""
         raise NotImplementedError
+
+    def train_rows_in_use(self, inputs: Inputs) -> None:
+        """Before training: set aside the rows of embeddings that ``inputs`` do not have. Does nothing for most systems."""
 
     def forward(self, word_mask_BW: torch.Tensor, labels_BW: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         """The loss, summed over the words of the batch."""
@@ -61,6 +68,11 @@ class Tagger(nn.Module):
 
 class PieceTagger(Tagger):
     """Of a model over word pieces (MSB): a word's scores are those of its first piece."""
+
+    def train_rows_in_use(self, inputs: PieceInputs) -> None:
+        """Set aside the embeddings of word pieces that ``inputs`` do not have."""
+        embedding = self.model.get_input_embeddings()
+        self.model.set_input_embeddings(RowsInUse(embedding, inputs.pieces_in_use()))
 
     def emissions(
         self,

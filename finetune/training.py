@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
+from finetune.dropout import use_fast_dropout
 from finetune.inputs import Reader
 from finetune.recognizer import add_model_code
+from finetune.rows_in_use import with_all_rows
 from finetune.scorer import CONVENTIONS
 from finetune.tagger import Tagger
 from finetune.tagging import Split, Tagging, predict, read_rows, score, write_predictions
 from finetune.tags import TagScheme
 from launch.files import write_json_whole
-from launch.loop import TrainingTask, make_optimizer, train
+from launch.loop import make_optimizer, train, unwrapped
 from launch.stage import Stage
-from launch.training_stage import TrainingStageSettings, export, load_weights
+from launch.training_stage import TrainingStageSettings, export
 
 SPLITS = ("train", "validation", "test")
 SCORED = SPLITS[1:]
@@ -64,20 +67,23 @@ def train_recognizer(
     reader: Reader,
     tagger: Tagger,
     learning_rate_of: Callable[[str], float] | None = None,
-    task: TrainingTask | None = None,
+    task: Tagging | None = None,
 ) -> None:
     """Train a tagger on ``train``, keep the weights best on ``validation``, score ``test`` once, export the model.
 
     ``learning_rate_of`` gives the peak learning rate of a parameter by its name in the tagger; None takes the optimizer's.
     ``task`` is what is trained on, if that is not ``train`` with its own tags.
     """
-    trained = copy.deepcopy(tagger)  # for the best weights, whatever DDP or DeepSpeed make of the one in training
+    task = task or Tagging(splits["train"], splits["validation"], scheme, settings.tweets_per_step, settings.seed)
+    in_training = copy.deepcopy(tagger)
+    in_training.train_rows_in_use(task.inputs)
+    use_fast_dropout(in_training)
     weights = train(
         stage,
         accelerator,
-        tagger,
-        make_optimizer(tagger, settings.optimizer, learning_rate_of),
-        task or Tagging(splits["train"], splits["validation"], scheme, settings.tweets_per_step, settings.seed),
+        in_training,
+        make_optimizer(in_training, settings.optimizer, learning_rate_of),
+        task,
         seed=settings.seed,
         schedule=settings.schedule,
         run=settings.run,
@@ -86,10 +92,10 @@ def train_recognizer(
         best_by="f1_conlleval",
         patience=settings.patience,
     )
-    load_weights(trained, weights)
-    trained.to(accelerator.device).eval()
-    score_recognizer(stage, splits, {name: predict(trained, splits[name], scheme, accelerator) for name in SCORED})
-    export(stage, accelerator, trained.model, reader.save)
+    tagger.load_state_dict(with_all_rows(unwrapped(in_training), load_file(str(weights))))
+    tagger.to(accelerator.device).eval()
+    score_recognizer(stage, splits, {name: predict(tagger, splits[name], scheme, accelerator) for name in SCORED})
+    export(stage, accelerator, tagger.model, reader.save)
     if stage.is_main_process:
         add_model_code(stage.folder)
 
