@@ -28,7 +28,7 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from finetune.post_words import PostWords
-from finetune.recognizer import Recognized, Recognizer
+from finetune.recognizer import Precision, Recognized, Recognizer
 from launch.errors import InputError
 from launch.files import sync_to_disk
 from launch.settings import parse_settings
@@ -54,6 +54,8 @@ class PredictSettings:
     """Posts held in memory at a time."""
     device: str | None = None
     """Torch's name of the device to compute on; null takes the GPU if there is one."""
+    precision: Precision = "auto"
+    """`fp32`, `bf16`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
@@ -119,7 +121,7 @@ def predict_file(settings: PredictSettings) -> tuple[Counts, bool]:
     Raises InputError for a model that is none, a file that is none, and, unless told to skip them, malformed lines.
     """
     _check_files(settings)
-    recognizer = Recognizer.from_pretrained(settings.model, settings.device)
+    recognizer = Recognizer.from_pretrained(settings.model, settings.device, settings.precision)
     counts = Counts()
     with (
         open_whole(settings.output) as output,

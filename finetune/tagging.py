@@ -97,7 +97,7 @@ def tag_problem(row: dict[str, Any]) -> str | None:
 
 
 class Tagging:
-    """The training loop's task: tweets, batched with others of like length."""
+    """The training loop's task: tweets, batched with others of like length. ``inputs`` are all that it trains on."""
 
     def __init__(self, training: Split, validation: Split, scheme: TagScheme, tweets_per_step: int, seed: int) -> None:
         self.training, self.validation = training, validation
@@ -106,7 +106,8 @@ class Tagging:
             [scheme.encode([NER_TAGS[tag] for tag in row["ner_tags"]]) for row in split.rows]
             for split in (training, validation)
         )
-        self.lengths = np.asarray(training.inputs.lengths)
+        self.inputs = training.inputs
+        self.lengths = np.asarray(self.inputs.lengths)
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Steps of an epoch: tweets in random order, sorted by length within pools; then the steps in random order."""
@@ -141,13 +142,14 @@ class Tagging:
         tagger = unwrapped(model)
         loss = weight = 0.0
         labelled = []
-        for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
-            word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
-            emissions_BWL = tagger.emissions(**batch)
-            loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
-            weight += counts * float(word_mask_BW.sum())
-            with readable(tagger):
-                labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
+        with accelerator.autocast():
+            for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
+                word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
+                emissions_BWL = tagger.emissions(**batch)
+                loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
+                weight += counts * float(word_mask_BW.sum())
+                with readable(tagger):
+                    labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
         metrics = {"loss": sum_over_processes(accelerator, loss) / sum_over_processes(accelerator, weight)}
         predicted = assemble(self.validation, labelled, self.scheme, accelerator)
         for convention, scores in scorer.score_both(gold_tags(self.validation), predicted).items():
@@ -157,11 +159,15 @@ class Tagging:
 
 @torch.no_grad()
 def predict(tagger: Tagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
-    """BIO tags of each tweet of a split, over its source tokens; the processes share the work."""
+    """BIO tags of each tweet of a split, over its source tokens; the processes share the work.
+
+    Computed in the accelerator's precision, as in training.
+    """
     labelled = []
-    for tweets, _, batch in batches(split, accelerator):
-        word_mask_BW = batch.pop("word_mask_BW")
-        labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
+    with accelerator.autocast():  # one for all batches: the weights are rounded once
+        for tweets, _, batch in batches(split, accelerator):
+            word_mask_BW = batch.pop("word_mask_BW")
+            labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
     return assemble(split, labelled, scheme, accelerator)
 
 

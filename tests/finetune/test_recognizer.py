@@ -69,6 +69,15 @@ def test_entities_of_raw_text(recognizer):
             assert 0 < entity.score <= 1
 
 
+def test_bf16_finds_the_same_where_the_model_is_sure_with_scores_a_little_off(folder, recognizer):
+    rounded = Recognizer.from_pretrained(folder, precision="bf16")
+    texts = ["RT @friend: saw Maria Lee,met acme corp!!!", "today\nParis http://t.co/abc"]
+    exact, near = recognizer.entities(texts), rounded.entities(texts)
+    assert [found(entities) for entities in near] == [found(entities) for entities in exact]
+    pairs = [(a.score, b.score) for x, y in zip(exact, near, strict=True) for a, b in zip(x, y, strict=True)]
+    assert all(abs(a - b) < 0.05 for a, b in pairs) and any(a != b for a, b in pairs)
+
+
 def test_an_entity_does_not_reach_across_a_url(recognizer):
     [entities] = recognizer.entities(["saw Maria http://t.co/abc Lee"])
     assert ("Maria", "PER") in found(entities)
