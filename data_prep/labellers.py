@@ -126,7 +126,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     }
     if any(problems.values()):
         told = "; ".join(f"{_some(keys)} {problem}" for problem, keys in problems.items() if keys)
-        raise InputError.at(path, None, f"not this model's weights: {told}", "Check --labeller and --weights.")
+        raise InputError.at(path, None, f"not this model's weights: {told}", "Give --weights of this model.")
     model.load_state_dict(state, strict=False)
 
 

@@ -83,7 +83,8 @@ class WordModel(PreTrainedModel):
             draw_lstm(module)
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
             initialization.xavier_uniform_(module.weight)
-            initialization.zeros_(module.bias)
+            if module.bias is not None:
+                initialization.zeros_(module.bias)
         elif isinstance(module, nn.GroupNorm):
             initialization.ones_(module.weight)
             initialization.zeros_(module.bias)

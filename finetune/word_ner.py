@@ -13,11 +13,14 @@ from typing import Literal
 import torch
 
 from data_prep.layout import ENTITY_TYPES
-from finetune.systems.bilstm_crf import BiLSTMCRFConfig, BiLSTMCRFForTokenClassification
-from finetune.systems.cwi import CWIConfig, CWIForTokenClassification
-from finetune.systems.lstm_cnn_crf import LSTMCNNCRFConfig, LSTMCNNCRFForTokenClassification
+from data_prep.region_file import RegionFile
+from finetune.region_input import RegionInputs
+from finetune.systems.bilstm_crf import BiLSTMCRFForTokenClassification
+from finetune.systems.coattention import CoAttentionForTokenClassification
+from finetune.systems.cwi import CWIForTokenClassification
+from finetune.systems.lstm_cnn_crf import LSTMCNNCRFForTokenClassification
 from finetune.tagger import WordTagger
-from finetune.tagging import read_rows
+from finetune.tagging import Split, read_rows
 from finetune.tags import TagScheme
 from finetune.training import SPLITS, RecognizerSettings, make_splits, train_recognizer
 from finetune.vectors import word_vectors
@@ -25,25 +28,35 @@ from finetune.word_input import WordFormat, WordReader
 from finetune.word_model import WordModel
 from launch.errors import InputError
 from launch.loop import OptimizerSettings, make_accelerator
+from launch.paper_tables import MASKED
 from launch.schedule import ScheduleSettings
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import run_training_stage
 
-NAMES = {"bilstm_crf": "BiLSTM+CRF", "lstm_cnn_crf": "LSTM+CNN+CRF"}
-"""Of the systems without an image side, as in Table 4."""
+MODELS: dict[str, type[WordModel]] = {
+    "cwi": CWIForTokenClassification,
+    "bilstm_crf": BiLSTMCRFForTokenClassification,
+    "lstm_cnn_crf": LSTMCNNCRFForTokenClassification,
+    "coattention": CoAttentionForTokenClassification,
+}
+NAMES = {"bilstm_crf": "BiLSTM+CRF", "lstm_cnn_crf": "LSTM+CNN+CRF", "coattention": "BiLSTM+CNN+Co-Attention"}
+"""Of the systems that read no image words, as in Table 4."""
 ATTENTION_NAMES = {"none": "CWI", "sequence": "CWI + Attention", "modality": "CWI + Modality Attention"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WordNERSettings(RecognizerSettings):
-    """Settings of `finetune/word_ner.py`. Systems without an image side take no notice of ``image_words given``."""
+    """Settings of `finetune/word_ner.py`. Systems that read no image words take no notice of ``image_words given``."""
 
-    system: Literal["cwi", "bilstm_crf", "lstm_cnn_crf"]
+    system: Literal["cwi", "bilstm_crf", "lstm_cnn_crf", "coattention"]
     """The system of Table 4."""
     vectors: list[Path] | Path = field(metadata=NOT_IDENTITY)
     """A file of word vectors, or several (`'[A, B]'`), put beside each other: `.txt` or `.vec`, perhaps gzipped, or
     fastText's `.bin`."""
+    regions: Path | None = field(default=None, metadata=NOT_IDENTITY)
+    """Region features of the images, which `data_prep/image_regions.py` makes, for `coattention`; without them its image side
+    is masked."""
     vocabulary: Literal["data", "all"] = "data"
     """Words the recognizer keeps vectors of: those of the data set, or all of the files, for texts to come."""
     train_vectors: bool = False
@@ -71,8 +84,8 @@ class WordNERSettings(RecognizerSettings):
         return self.vectors if isinstance(self.vectors, list) else [self.vectors]
 
     @property
-    def has_image_side(self) -> bool:
-        """Whether the system reads image words."""
+    def reads_image_words(self) -> bool:
+        """Whether it is a system that can."""
         return self.system == "cwi"
 
     @property
@@ -80,7 +93,7 @@ class WordNERSettings(RecognizerSettings):
         """What of a tweet the system reads."""
         characters = 0 if self.system == "bilstm_crf" else self.input.characters
         return replace(
-            self.input, characters=characters, image_words=self.input.image_words if self.has_image_side else 0
+            self.input, characters=characters, image_words=self.input.image_words if self.reads_image_words else 0
         )
 
 
@@ -90,10 +103,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inputs(settings: WordNERSettings) -> dict[str, Path | str | None]:
-    """The data set and each file of vectors."""
-    return {"data": settings.data} | {
-        f"vectors {place}": path for place, path in enumerate(settings.vector_files, start=1)
-    }
+    """The data set, each file of vectors, and the regions."""
+    vectors = {f"vectors {place}": path for place, path in enumerate(settings.vector_files, start=1)}
+    return {"data": settings.data, **vectors, "regions": settings.regions}
 
 
 def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
@@ -101,11 +113,14 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     accelerator = make_accelerator(settings.run)
     stage.seeds = [settings.seed]
     check_settings(settings)
+    regions = RegionFile(settings.regions) if settings.regions else None
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
-    image_words = settings.image_words if settings.has_image_side else "none"
+    image_words = settings.image_words if settings.reads_image_words else "none"
     stage.facts |= {"system": name_of(settings), "reads_image_words": image_words != "none"}
 
     rows = {split: read_rows(settings.data, split, image_words, settings.seed) for split in SPLITS}
+    if regions:
+        regions.check_holds_some(row["image_id"] for row in rows["train"])
     counts = Counter(token for split in SPLITS for row in rows[split] for token in row["tokens"])
     words, vectors_VD, reports = word_vectors(
         settings.vector_files, counts, settings.seed, every_word=settings.vocabulary == "all"
@@ -132,7 +147,26 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     if settings.layout.image_words:
         for name, split in splits.items():
             stage.facts["data"][name]["image_words_truncated"] = sum(split.inputs.image_words_truncated)
+    if settings.system == "coattention":
+        splits = with_regions(splits, regions, stage)
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, WordTagger(model))
+
+
+def with_regions(splits: dict[str, Split], regions: RegionFile | None, stage: Stage) -> dict[str, Split]:
+    """The splits with the regions of their images, if there are any; how many tweets have none is counted and told."""
+    if regions is None:
+        stage.facts["image_side"] = "masked, as no region features were given: trained and scored on text alone"
+        stage.log(f"image side: {stage.facts['image_side']}")
+        return splits
+    seen = {}
+    for name, split in splits.items():
+        inputs = RegionInputs(split.inputs, [row["image_id"] for row in split.rows], regions)
+        seen[name] = Split(split.rows, inputs)
+        stage.facts["data"][name]["tweets_without_regions"] = inputs.tweets_without
+    without = ", ".join(f"{stage.facts['data'][name]['tweets_without_regions']:,} of {name}" for name in seen)
+    stage.facts["image_side"] = f"fed regions of images by {regions.source}, and masked for tweets without ({without})"
+    stage.log(f"image side: {stage.facts['image_side']}")
+    return seen
 
 
 def check_settings(settings: WordNERSettings) -> None:
@@ -150,30 +184,34 @@ def check_settings(settings: WordNERSettings) -> None:
             f"--input: CWI reads characters by 8 ({settings.input.characters} were asked for) and at least one image word "
             f"({settings.input.image_words}). Without the image's, give --image_words none."
         )
-    if settings.system == "lstm_cnn_crf" and not settings.input.characters:
+    if settings.system in ("lstm_cnn_crf", "coattention") and not settings.input.characters:
         raise InputError(
-            "--input.characters 0: lstm_cnn_crf reads characters. Give --system bilstm_crf, which does not."
+            f"--input.characters 0: {settings.system} reads characters. Give --system bilstm_crf, which does not."
         )
+    if settings.system != "coattention" and settings.regions:
+        raise InputError(f"--regions {settings.regions}: {settings.system} sees no regions; coattention does.")
 
 
 def name_of(settings: WordNERSettings) -> str:
     """The system's name in Table 4, or what it differs in from it."""
-    if settings.system != "cwi":
-        return NAMES[settings.system]
-    return ATTENTION_NAMES[settings.attention] + ("" if settings.regularised else " without TD+GN+SineReLU")
+    if settings.system == "cwi":
+        return ATTENTION_NAMES[settings.attention] + ("" if settings.regularised else " without TD+GN+SineReLU")
+    is_masked = settings.system == "coattention" and settings.regions is None
+    return NAMES[settings.system] + (MASKED if is_masked else "")
 
 
 def build_model(settings: WordNERSettings, scheme: TagScheme, reader: WordReader, vector_size: int) -> WordModel:
     """The system with new weights, whose word vectors are still to be set."""
     options = reader.sizes | {"vector_size": vector_size, "scheme": scheme.name, "types": scheme.types}
-    dropout = {} if settings.dropout is None else {"dropout": settings.dropout}
     if settings.system == "cwi":
-        cwi = {"attention": settings.attention, "regularised": settings.regularised}
-        model = CWIForTokenClassification(CWIConfig(**options, **cwi))
-    elif settings.system == "bilstm_crf":
-        model = BiLSTMCRFForTokenClassification(BiLSTMCRFConfig(**options, **dropout))
-    else:
-        model = LSTMCNNCRFForTokenClassification(LSTMCNNCRFConfig(**options, **dropout))
+        options |= {"attention": settings.attention, "regularised": settings.regularised}
+    elif settings.dropout is not None:
+        options |= {"dropout": settings.dropout}
+    model_class = MODELS[settings.system]
+    model = model_class(model_class.config_class(**options))
+    if settings.system == "coattention" and settings.regions is None:
+        # No gradient comes to it, and DDP would wait for one.
+        model.co_attention.requires_grad_(False)
     model.words.weight.requires_grad_(settings.train_vectors)
     model.config.msb_input = asdict(settings.layout)
     model.config.msb_scheme = scheme.name

@@ -68,6 +68,7 @@ def render_model_card(
         stage_names={stage.name for stage in chain},
         synthetic=any((stage.manifest.get("facts") or {}).get("synthetic") for stage in chain),
         image_words=_image_words(manifest),
+        image_side=(manifest.get("facts") or {}).get("image_side"),
         image_word_source=_first_fact(chain, "image_words_source"),
         scores=_splits(scores),
         conventions=CONVENTIONS,

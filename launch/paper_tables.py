@@ -35,6 +35,9 @@ class PaperRow:
         return {"PER": self.per, "LOC": self.loc, "ORG": self.org, "MISC": self.misc}
 
 
+MASKED = ", image side masked"
+"""Stands behind the name of a system that could see images, and was run on text alone."""
+
 MSB_SMALL_NOTE = "the printed P 72.89 and R 70.10 give F1 71.47, not the printed 72.74"
 
 TABLE_4 = (
@@ -80,5 +83,6 @@ def paper_row(layers: int | None, hidden_size: int | None, head: str) -> PaperRo
 
 
 def table_4_row(system: str) -> PaperRow | None:
-    """The row of Table 4 of a system by its name there; "Stanford NER style" stands for "Stanford NER"."""
-    return next((row for row in TABLE_4 if row.system == system.removesuffix(" style")), None)
+    """The row of Table 4 of a system by its name there; "… style" and `MASKED` are no part of it."""
+    name = system.removesuffix(" style").removesuffix(MASKED)
+    return next((row for row in TABLE_4 if row.system == name), None)

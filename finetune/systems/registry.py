@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForTokenClassification
 from finetune.features import InputFormat, PieceReader
 from finetune.inputs import Reader
 from finetune.systems.bilstm_crf import BiLSTMCRFForTokenClassification
+from finetune.systems.coattention import CoAttentionForTokenClassification
 from finetune.systems.cwi import CWIForTokenClassification
 from finetune.systems.lstm_cnn_crf import LSTMCNNCRFForTokenClassification
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
@@ -55,6 +56,7 @@ SYSTEMS = {
             (CWIForTokenClassification, "cwi.py", ("layers.py",)),
             (BiLSTMCRFForTokenClassification, "bilstm_crf.py", ()),
             (LSTMCNNCRFForTokenClassification, "lstm_cnn_crf.py", ()),
+            (CoAttentionForTokenClassification, "coattention.py", ()),
         )
     },
 }
