@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,11 @@ def write_page(output: Path, template: str, context: dict[str, Any]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # A tweet cut within an emoji leaves half a surrogate pair, which UTF-8 cannot hold.
     write_text_whole(output, page.lstrip().encode("utf-8", "replace").decode("utf-8"))
+
+
+def hash_of_script(script: str) -> str:
+    """What a page's policy names a script by that may run in it: its SHA-256 in base64."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _read_template(name: str) -> str:

@@ -9,20 +9,20 @@ RUN_FOLDER holds one finished stage folder per sub-folder. The page loads nothin
 from __future__ import annotations
 
 import argparse
-import base64
-import hashlib
 import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from markupsafe import Markup
 
 from launch.charts import Bar, Line, Node, bar_chart, chain_diagram, line_chart, thin_out
+from launch.error_page import ErrorPage, error_pages
 from launch.errors import InputError
 from launch.gallery import build_gallery
-from launch.page import write_page
+from launch.page import hash_of_script, write_page
 from launch.paper_tables import SOURCE, TEST_TWEETS
 from launch.results import (
     CONVENTIONS,
@@ -68,7 +68,7 @@ for (const bar of document.querySelectorAll('.filters')) {
 
 
 def write_report(run_folder: Path, stages: list[Path], output: Path, title: str) -> Path:
-    """Write the page and return ``output``.
+    """Write the page and return ``output``; the error browser's pages go into a folder ``<name>_errors`` beside it.
 
     Args:
         run_folder: the pipeline run that the page is named after.
@@ -81,8 +81,14 @@ def write_report(run_folder: Path, stages: list[Path], output: Path, title: str)
 
     """
     found = [StageFolder(folder) for folder in stages]
-    context = _context(found) | {"title": title, "run_name": Path(run_folder).resolve().name}
     output = Path(output)
+    errors = output.with_name(f"{output.stem}_errors")
+    groups = configurations(found)
+    pages = error_pages(groups)
+    context = _context(found, groups) | {"title": title, "run_name": Path(run_folder).resolve().name}
+    context |= {"error_pages": _addresses(pages, errors.name), "error_folder": errors.name}
+    for page in pages:
+        page.write(errors, output)
     write_page(output, "report_template.html", context)
     return output
 
@@ -111,13 +117,20 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _context(stages: list[StageFolder]) -> dict[str, Any]:
-    found = configurations(stages)
+def _addresses(pages: list[ErrorPage], folder: str) -> dict[str, list[tuple[str, str]]]:
+    """Name and address of each configuration's error pages, by its label."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for page in pages:
+        found.setdefault(page.context["label"], []).append((page.run.name, f"{quote(folder)}/{page.address}"))
+    return found
+
+
+def _context(stages: list[StageFolder], found: list[Configuration]) -> dict[str, Any]:
     best = best_on_dev(found)
     family_views = [_family(family) for family in families(found)]
     return {
         "script": Markup(SCRIPT),
-        "script_hash": base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode(),
+        "script_hash": hash_of_script(SCRIPT),
         "run": _run(stages),
         "diagram": _diagram(stages),
         "columns": COLUMNS,

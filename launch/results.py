@@ -78,7 +78,7 @@ class StageFolder:
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """Rows of ``metrics.jsonl``."""
-        return list(_rows(self.folder / METRICS_NAME))
+        return list(read_rows(self.folder / METRICS_NAME))
 
     @cached_property
     def scores(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class StageFolder:
     @cached_property
     def predictions(self) -> list[dict[str, Any]]:
         """Rows of ``predictions/test.jsonl``."""
-        return list(_rows(self.folder / "predictions" / "test.jsonl"))
+        return list(read_rows(self.folder / "predictions" / "test.jsonl"))
 
     @cached_property
     def model_config(self) -> dict[str, Any]:
@@ -423,7 +423,8 @@ def _json(path: Path) -> Any:
         raise InputError.at(path, None, f"not JSON ({error})", "Run the stage again.") from None
 
 
-def _rows(path: Path) -> Iterable[dict[str, Any]]:
+def read_rows(path: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a file of JSON lines; none where there is no such file. InputError names a file with a broken one."""
     try:
         yield from iterate_jsonl(path)
     except FileNotFoundError:
