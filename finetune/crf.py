@@ -138,12 +138,15 @@ class LinearChainCRF(nn.Module):
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
             start_L, transitions_PN, end_L = self.scores()
-            emissions = emissions_BWL.unbind(1)
-            best = [start_L + emissions[0]]
-            for emissions_BN in emissions[1:]:
-                best.append((best[-1][:, :, None] + transitions_PN).max(dim=1).values.add_(emissions_BN))
+            # Sentences last: the maximum over the label before goes over whole rows of them.
+            emissions = emissions_BWL.permute(1, 2, 0).contiguous().unbind(0)
+            transitions_PN1 = transitions_PN[:, :, None]
+            best = [start_L[:, None] + emissions[0]]
+            for emissions_NB in emissions[1:]:
+                best.append((best[-1][:, None] + transitions_PN1).amax(dim=0).add_(emissions_NB))
+            best_BWL = torch.stack(best).permute(2, 0, 1)
             # Back from each sentence's last word. Which label came before is asked for of the best path's label alone.
-            best_BWL = _backwards(torch.stack(best, dim=1), mask_BW)
+            best_BWL = _backwards(best_BWL, mask_BW)
             path, transitions_NP = [(best_BWL[:, 0] + end_L).argmax(dim=1)], transitions_PN.t().contiguous()
             for best_BP in best_BWL.unbind(1)[1:]:
                 path.append(transitions_NP[path[-1]].add_(best_BP).argmax(dim=1))
