@@ -11,40 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.layout import ENTITY_TYPES
-from finetune.distillation import Distillation, SoftTagger, read_soft_labels
+from finetune.distillation import Distillation, DistillationSettings, SoftPieceTagger, read_soft_labels
 from finetune.ner import NERSettings, learning_rate_of, model_and_reader
 from finetune.tags import TagScheme
 from finetune.training import read_splits, train_recognizer
 from launch.loop import make_accelerator
 from launch.pretrained import encoder_input
 from launch.schedule import ScheduleSettings
-from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 from launch.training_stage import run_training_stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings(NERSettings):
+class DistillSettings(DistillationSettings, NERSettings):
     """Settings of `finetune/distill.py`."""
 
-    soft_labels: Path = field(metadata=NOT_IDENTITY)
-    """Output of `finetune/soft_labels.py`, by teachers of the same labels."""
-    temperature: float = 1.0
-    """The teacher's scores are divided by it: above 1, the student learns more of what is unlikely."""
-    gold_repeats: int = 1
-    """How often the data set's own tweets, with their tags, come up in an epoch; 0 leaves them out."""
     tweets_per_step: int = 64
     """Global batch of an optimizer step, in tweets."""
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=3))
     """How long to train, and the learning rate's shape. An epoch goes through all soft labels."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be learnt from."""
-        super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature: {self.temperature} is not positive")
-        if self.gold_repeats < 0:
-            raise ValueError(f"gold_repeats: {self.gold_repeats} is negative")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +56,7 @@ def distill(settings: DistillSettings, stage: Stage) -> None:
     splits = read_splits(settings, stage, reader)
     stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
 
-    tagger = SoftTagger(model, soft.crf, settings.temperature)
+    tagger = SoftPieceTagger(model, soft.crf, settings.temperature)
     task = Distillation(
         soft,
         reader,

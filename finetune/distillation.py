@@ -1,4 +1,4 @@
-"""Learning from a teacher's scores as a task of the training loop; see `finetune/distill.py`.
+"""Learning from a teacher's scores as a task of the training loop; see `finetune/distill.py` and `finetune/word_distill.py`.
 
 Shapes: B tweets, W words of the longest, L labels.
 """
@@ -6,7 +6,7 @@ Shapes: B tweets, W words of the longest, L labels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,14 @@ from data_prep.layout import check_columns, shard_files
 from finetune.crf import PENALTY, LinearChainCRF
 from finetune.inputs import Reader
 from finetune.soft_labels import FEATURES
-from finetune.tagger import PieceTagger
+from finetune.tagger import PieceTagger, Tagger, WordTagger
 from finetune.tagging import Split, Tagging
 from finetune.tags import TagScheme
 from finetune.teacher import load_crf
+from finetune.training import RecognizerSettings
 from launch.errors import InputError
 from launch.loop import Batch
+from launch.settings import NOT_IDENTITY
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,30 @@ def read_soft_labels(folder: Path, scheme: TagScheme, with_image_words: bool) ->
     return SoftLabels(table["id"].to_pylist(), tokens, image_words, scores, first_word, crf)
 
 
-class SoftTagger(PieceTagger):
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(RecognizerSettings):
+    """Settings of every stage in which a recognizer learns from soft labels."""
+
+    soft_labels: Path = field(metadata=NOT_IDENTITY)
+    """Output of `finetune/soft_labels.py`, by teachers of the same labels."""
+    temperature: float = 1.0
+    """The teacher's scores are divided by it: above 1, the student learns more of what is unlikely."""
+    gold_repeats: int = 1
+    """How often the data set's own tweets, with their tags, come up in an epoch; 0 leaves them out."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be learnt from."""
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: {self.temperature} is not positive")
+        if self.gold_repeats < 0:
+            raise ValueError(f"gold_repeats: {self.gold_repeats} is negative")
+
+
+class SoftLoss(Tagger):
     """A student: its loss is the cross-entropy of the teacher's distribution over label sequences and its own.
 
-    A student without a CRF learns the teacher's distribution over labels at each word.
+    A student without a CRF learns the teacher's distribution over labels at each word. Stands before a system's own tagger.
     """
 
     def __init__(self, model: torch.nn.Module, teacher: LinearChainCRF, temperature: float) -> None:
@@ -88,6 +110,14 @@ class SoftTagger(PieceTagger):
         if self.has_crf:
             return self.model.crf.cross_entropy(emissions_BWL, expected, word_mask_BW)
         return -(emissions_BWL.log_softmax(dim=2) * expected.labels_BWL).sum()
+
+
+class SoftPieceTagger(SoftLoss, PieceTagger):
+    """A student over word pieces (MSB)."""
+
+
+class SoftWordTagger(SoftLoss, WordTagger):
+    """A student over words, such as CWI."""
 
 
 def softened(crf: LinearChainCRF, temperature: float) -> LinearChainCRF:

@@ -6,9 +6,10 @@ Several files of vectors are put beside each other. Training, scores and the out
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -121,7 +122,26 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     rows = {split: read_rows(settings.data, split, image_words, settings.seed) for split in SPLITS}
     if regions:
         regions.check_holds_some(row["image_id"] for row in rows["train"])
+    model, reader = model_and_reader(settings, stage, scheme, rows)
+    splits = read_splits(settings, stage, reader, rows)
+    if settings.system == "coattention":
+        splits = with_regions(splits, regions, stage)
+    train_recognizer(settings, stage, accelerator, splits, scheme, reader, WordTagger(model))
+
+
+def model_and_reader(
+    settings: WordNERSettings,
+    stage: Stage,
+    scheme: TagScheme,
+    rows: Mapping[str, list[dict[str, Any]]],
+    more_words: Mapping[str, int] | None = None,
+) -> tuple[WordModel, WordReader]:
+    """What is to be trained and how it reads tweets, seeded, and described in the stage's facts.
+
+    It knows the words of the rows that are read, by split, and ``more_words``, given with their counts.
+    """
     counts = Counter(token for split in SPLITS for row in rows[split] for token in row["tokens"])
+    counts.update(more_words or {})
     words, vectors_VD, reports = word_vectors(
         settings.vector_files, counts, settings.seed, every_word=settings.vocabulary == "all"
     )
@@ -137,19 +157,24 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     torch.manual_seed(settings.seed)
     model = build_model(settings, scheme, reader, vectors_VD.shape[1])
     model.set_word_vectors(vectors_VD)
-    model.config.msb_image_words = image_words != "none"
+    model.config.msb_image_words = stage.facts["reads_image_words"]
     stage.facts["parameters"] = {
         "all": sum(parameter.numel() for parameter in model.parameters()),
         "word_vectors": model.words.weight.numel(),
         "trained": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     }
+    return model, reader
+
+
+def read_splits(
+    settings: WordNERSettings, stage: Stage, reader: WordReader, rows: dict[str, list[dict[str, Any]]]
+) -> dict[str, Split]:
+    """The data set's splits, counted in the stage's rows and facts, image words that were cut off among them."""
     splits = make_splits(rows, stage, reader)
     if settings.layout.image_words:
         for name, split in splits.items():
             stage.facts["data"][name]["image_words_truncated"] = sum(split.inputs.image_words_truncated)
-    if settings.system == "coattention":
-        splits = with_regions(splits, regions, stage)
-    train_recognizer(settings, stage, accelerator, splits, scheme, reader, WordTagger(model))
+    return splits
 
 
 def with_regions(splits: dict[str, Split], regions: RegionFile | None, stage: Stage) -> dict[str, Split]:

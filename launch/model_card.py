@@ -9,7 +9,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from launch.card import ChainStage, chain_row, folder_name, inputs_of, read_chain, render, scalars
 from launch.scrub import redact, scrub
 
-NER_STAGE, WORD_NER_STAGE, MLM_STAGE = "finetune/ner", "finetune/word_ner", "pretrain/mlm"
+ENCODER_STAGES, WORD_STAGES = ("finetune/ner", "finetune/distill"), ("finetune/word_ner", "finetune/word_distill")
+"""What trains recognizers, on encoders and on word vectors."""
+MLM_STAGE = "pretrain/mlm"
 CONVENTIONS = {
     "conlleval": "as the CoNLL-2003 script counts: an I- tag that follows nothing of its type begins an entity",
     "strict": "a valid tag sequence is required: an entity begins with B-, an orphan I- tag is no entity",
@@ -32,7 +34,7 @@ def render_model_card(
     """
     manifest, scores = scrub(manifest), scrub(scores)
     chain = read_chain(manifest)
-    is_ner = manifest["stage"] in (NER_STAGE, WORD_NER_STAGE)
+    is_ner = manifest["stage"] in (*ENCODER_STAGES, *WORD_STAGES)
     auto_map = (config or {}).get("auto_map") or {}
     settings = manifest.get("settings") or {}
     default_class = "AutoModelForTokenClassification" if is_ner else "AutoModelForMaskedLM"
@@ -91,12 +93,12 @@ def base_model(chain: list[ChainStage]) -> str | None:
 
 def _word_system(manifest: dict[str, Any]) -> str | None:
     """The name of a system on word vectors; None for what has an encoder."""
-    return manifest["facts"]["system"] if manifest["stage"] == WORD_NER_STAGE else None
+    return manifest["facts"]["system"] if manifest["stage"] in WORD_STAGES else None
 
 
 def _image_words(manifest: dict[str, Any]) -> str:
     """``given``, ``shuffled``, or ``none`` where the model reads none."""
-    reads_them = (manifest.get("facts") or {}).get("reads_image_words", manifest["stage"] == NER_STAGE)
+    reads_them = (manifest.get("facts") or {}).get("reads_image_words", manifest["stage"] in ENCODER_STAGES)
     return (manifest.get("settings") or {}).get("image_words", "none") if reads_them else "none"
 
 
@@ -117,7 +119,7 @@ def _eval_results(chain: list[ChainStage], scores: dict[str, Any] | None) -> lis
     common: dict[str, Any] = {"dataset_type": data_name, "dataset_name": data_name}
     if data and data["sha256"]:
         common["dataset_args"] = {"sha256": data["sha256"]}
-    if last["stage"] not in (NER_STAGE, WORD_NER_STAGE):
+    if last["stage"] not in (*ENCODER_STAGES, *WORD_STAGES):
         perplexity = _find_number(last.get("facts") or {}, "perplexity")
         if perplexity is None:
             return []

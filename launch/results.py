@@ -167,7 +167,7 @@ class Configuration:
     @property
     def chain(self) -> str:
         """The training steps, such as ``MLM on tweets → NER``; a student's last is ``distillation``."""
-        last = "distillation" if self.first.stage.endswith("/distill") else "NER"
+        last = "distillation" if self.first.stage.endswith("distill") else "NER"
         return " → ".join([*self.lineage[1], last]) if self.lineage[1] else f"{last} only"
 
     @property

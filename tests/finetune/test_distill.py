@@ -10,11 +10,12 @@ import torch
 from tiny_ner import STAGE, make_rows, make_tokenizer, named_tweet
 
 from data_prep.layout import CORPUS_FEATURES, PAIRS_FEATURES, write_dataset
-from finetune import distill, soft_labels
-from finetune.distillation import Distillation, SoftTagger, read_soft_labels
+from finetune import distill, soft_labels, word_distill
+from finetune.distillation import Distillation, SoftPieceTagger, read_soft_labels
 from finetune.features import InputFormat, PieceReader
 from finetune.ner import NERSettings, build_model
 from finetune.recognizer import Recognizer
+from finetune.tagger import Tagger
 from finetune.tagging import Split, read_rows
 from finetune.tags import TagScheme
 from finetune.teacher import Teacher, load_crf
@@ -105,6 +106,37 @@ def test_the_student_learns_from_the_teacher_alone(tmp_path, encoder, named, sof
     assert set(names) == {"encoder", "data", "soft_labels"}
     (found,) = configurations([StageFolder(tmp_path / "out")])
     assert found.chain == "distillation only" and found.head == head
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline_tag: token-classification" in card and "Finds the names of persons" in card
+
+
+@pytest.mark.parametrize("system", ["bilstm_crf", "cwi"])
+def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named, soft, system):
+    words = "the a in at with and saw met likes ! , maria lee smith paris oslo bay acme corp nasa iliad jordan".split()
+    rows = np.random.default_rng(1).normal(size=(len(words), 6))
+    lines = [f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(words, rows, strict=True)]
+    (tmp_path / "tiny.vec").write_text("".join(lines))
+    arguments = ["--system", system, "--vectors", str(tmp_path / "tiny.vec"), "--data", str(named)]
+    options = ["--soft_labels", str(soft), "--gold_repeats", "0", "--tweets_per_step", "16", "--run.precision", "fp32"]
+    more = ["--schedule.epochs", "20", "--optimizer.learning_rate", "1e-2", "--output", str(tmp_path / "out")]
+    assert word_distill.main([*arguments, *options, *more]) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["test"]["conlleval"]["micro"]["f1"] > 0.8
+    assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert set(manifest["inputs"]) == {"vectors 1", "data", "soft_labels", "regions"} - {"regions"}
+    assert manifest["facts"]["data"]["soft_labels"]["texts"] == 301
+    known = (tmp_path / "out" / "words.txt").read_text().splitlines()
+    assert "#fun" in known  # of the soft labels' texts, without a vector in the file
+    (found,) = configurations([StageFolder(tmp_path / "out")])
+    assert found.chain == "distillation only"
+
+
+def test_soft_labels_have_no_regions(tmp_path, named, soft, capsys):
+    arguments = ["--system", "coattention", "--vectors", "a.vec", "--regions", "r.safetensors", "--data", str(named)]
+    with pytest.raises(SystemExit):
+        word_distill.main([*arguments, "--soft_labels", str(soft), "--output", str(tmp_path / "out")])
+    assert "have no images" in capsys.readouterr().err
 
 
 def test_loss_of_a_tweet_with_tags_is_that_of_training_on_tags(named, encoder, soft):
@@ -117,13 +149,13 @@ def test_loss_of_a_tweet_with_tags_is_that_of_training_on_tags(named, encoder, s
     assert sorted(np.concatenate(task.plan(0)).tolist()) == sorted(units.tolist())
 
     torch.manual_seed(1)
-    student = SoftTagger(build_model(settings, SCHEME)[0], labels.crf, temperature=2.0).eval()
+    student = SoftPieceTagger(build_model(settings, SCHEME)[0], labels.crf, temperature=2.0).eval()
     tweets = [0, 3, 5]
     soft_batch = task.collate([task.texts + tweet for tweet in tweets], epoch=0)
     assert task.sample_ids([0, task.texts + 3]) == [labels.ids[0], split.rows[3]["id"]]
     hard_batch = split.inputs.batch(tweets, [task.training_labels[tweet] for tweet in tweets])
     assert soft_batch.pop("weight") == hard_batch.pop("weight")
-    hard = super(SoftTagger, student).forward(**hard_batch)
+    hard = Tagger.forward(student, **hard_batch)
     torch.testing.assert_close(student(**soft_batch), hard, rtol=1e-5, atol=1e-4)
     assert not any(name.startswith("teacher") for name in student.state_dict())
 
