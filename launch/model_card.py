@@ -9,7 +9,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from launch.card import ChainStage, chain_row, folder_name, inputs_of, read_chain, render, scalars
 from launch.scrub import redact, scrub
 
-ENCODER_STAGES, WORD_STAGES = ("finetune/ner", "finetune/distill"), ("finetune/word_ner", "finetune/word_distill")
+ENCODER_STAGES = ("finetune/ner", "finetune/distill", "finetune/average")
+WORD_STAGES = ("finetune/word_ner", "finetune/word_distill")
 """What trains recognizers, on encoders and on word vectors."""
 MLM_STAGE = "pretrain/mlm"
 CONVENTIONS = {

@@ -7,6 +7,7 @@ Nothing here trains or scores: the numbers are those in ``manifest.json``, ``met
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
 CONVENTIONS = ("conlleval", "strict")
 IMAGE_WORDS = ("given", "shuffled", "none")
 WEIGHT_INPUTS = frozenset({"encoder", "model", "weights", "init"})
-"""Names of a stage's inputs that hold weights; all others hold data."""
+"""Names of a stage's inputs that hold weights, perhaps numbered (``model_1``); all others hold data."""
 
 NOT_CONFIGURATION = frozenset({"output", "resume", "overwrite", "dry_run", "push_to_hub", "seed"})
 """Settings by which two runs may differ and still be the same configuration."""
@@ -166,8 +167,9 @@ class Configuration:
 
     @property
     def chain(self) -> str:
-        """The training steps, such as ``MLM on tweets → NER``; a student's last is ``distillation``."""
-        last = "distillation" if self.first.stage.endswith("distill") else "NER"
+        """The training steps, such as ``MLM on tweets → NER``; a student's last is ``distillation``, of a mean ``average``."""
+        kind = self.first.stage.rpartition("/")[2]
+        last = {"distill": "distillation", "word_distill": "distillation", "average": "average"}.get(kind, "NER")
         return " → ".join([*self.lineage[1], last]) if self.lineage[1] else f"{last} only"
 
     @property
@@ -299,7 +301,9 @@ def encoder_lineage(manifest: dict[str, Any]) -> tuple[str, list[str]]:
 
 def is_weights(name: str, entry: dict[str, Any]) -> bool:
     """Whether a manifest's input holds weights (else it holds data)."""
-    return name in WEIGHT_INPUTS or ((entry.get("manifest") or {}).get("stage", "")).startswith("pretrain/")
+    return re.sub(r"_\d+$", "", name) in WEIGHT_INPUTS or ((entry.get("manifest") or {}).get("stage", "")).startswith(
+        "pretrain/"
+    )
 
 
 def short_name(path: str) -> str:

@@ -74,15 +74,23 @@ def run_training_stage(
         with tracking(stage, parse_trackers(settings.trackers)), lost_processes_told(stage, settings.run.timeout):
             function(settings, stage)
 
-    def describe(folder: Path) -> None:
-        scores = folder / "scores.json"
-        card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
-        (folder / CARD_NAME).write_text(card, encoding="utf-8")
-
     with stopping_when_asked():
         return run_publishing_stage(
-            settings_class, watched, inputs, argv, repository_type="model", describe=describe, keeps_partial=True
+            settings_class,
+            watched,
+            inputs,
+            argv,
+            repository_type="model",
+            describe=write_model_card,
+            keeps_partial=True,
         )
+
+
+def write_model_card(folder: Path) -> None:
+    """Write the card of a stage's model, from its manifest and its scores, if it has any."""
+    scores = folder / "scores.json"
+    card = render_model_card(read_manifest(folder), json.loads(scores.read_text()) if scores.exists() else None)
+    (folder / CARD_NAME).write_text(card, encoding="utf-8")
 
 
 @contextmanager
@@ -109,7 +117,7 @@ def export(
     model: PreTrainedModel,
     save_tokenizer: Callable[[Path], object],
 ) -> None:
-    """Write the trained model as a plain Hugging Face folder into the stage's, which no longer needs its checkpoints.
+    """Write the trained model as a plain Hugging Face folder into the stage's, whose checkpoints are done with.
 
     ``save_tokenizer`` writes what makes the model's inputs into the folder.
     """
@@ -117,7 +125,8 @@ def export(
         with told_where_it_fails(stage.folder, "the trained model"):
             model.save_pretrained(stage.folder)
             save_tokenizer(stage.folder)
-        stage.scratch.append(stage.folder / "checkpoints")
+        if (stage.folder / "checkpoints").is_dir():
+            stage.scratch.append(stage.folder / "checkpoints")
     accelerator.wait_for_everyone()
 
 
