@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features
 
-from data_prep.layout import REJECTED, DatasetWriter, with_reason
+from data_prep.layout import REJECTED, DatasetWriter, with_reason, write_parquet_whole
 from launch.errors import InputError
 from launch.files import sync_to_disk
 
@@ -74,7 +73,7 @@ class _GrowingShards:
         self._added = []
         for start in range(0, rows.num_rows, self.shard_rows):
             self._last = rows.slice(start, self.shard_rows)
-            _write_whole(self._last, self._file(self._full_shards))
+            write_parquet_whole(self._last, self._file(self._full_shards))
             if self._last.num_rows == self.shard_rows:
                 self._full_shards += 1
                 self._last = self.schema.empty_table()
@@ -99,7 +98,7 @@ class _GrowingShards:
             rows = pq.read_metadata(shard).num_rows
             if rows > left:
                 rows = left
-                _write_whole(pq.read_table(shard).slice(0, rows), shard)
+                write_parquet_whole(pq.read_table(shard).slice(0, rows), shard)
             left -= rows
             if left or rows >= self.shard_rows:
                 self._full_shards += 1
@@ -111,11 +110,3 @@ class _GrowingShards:
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{self.split}-{number:05d}.parquet"
-
-
-def _write_whole(table: pa.Table, file: Path) -> None:
-    """Write a Parquet file under a temporary name, then rename: no reader and no kill finds a part of it."""
-    temporary = file.with_name(f".{file.name}.partial")
-    pq.write_table(table, temporary, compression="zstd")
-    sync_to_disk(temporary)
-    os.replace(temporary, file)

@@ -16,7 +16,7 @@ from datasets import Features, List, Value
 
 from data_prep.images import ImageProblem
 from data_prep.labellers import first_synonym
-from data_prep.layout import REJECTED
+from data_prep.layout import REJECTED, write_parquet_whole
 from data_prep.row_images import NO_IMAGE, ImageSurvey, RowImage, file_within
 
 LABEL_FEATURES = Features(
@@ -63,9 +63,7 @@ class LabelShards:
         """Write the labels of a shard's images, in their order."""
         rows = [{"sha256": digest, **asdict(label)} for digest, label in zip(self.shards[number], labels, strict=True)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._file(number).with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows, schema=self.SCHEMA), temporary)
-        os.replace(temporary, self._file(number))
+        write_parquet_whole(pa.Table.from_pylist(rows, schema=self.SCHEMA), self._file(number))
 
     def read(self) -> dict[str, Label]:
         """All labels, by hash."""

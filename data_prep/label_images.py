@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> int:
         },
         argv=argv,
         keeps_partial=True,
+        several_processes=True,
     )
 
 

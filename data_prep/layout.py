@@ -10,6 +10,7 @@ images, and `ner` with words, tags and what goes with a tweet's image.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Va
 from data_prep.posts import POSTS_FEATURES
 from launch.dataset_card import facts_as_list, render_dataset_card, type_in_words
 from launch.errors import InputError
-from launch.files import write_text_whole
+from launch.files import sync_to_disk, write_text_whole
 from launch.stage import CARD_NAME
 
 NER_TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG", "B-MISC", "I-MISC")
@@ -263,6 +264,14 @@ def shard_files(folder: Path, split: str) -> list[Path]:
         problem = f"shards of split {split!r} are missing or mixed: {found}"
         raise InputError.at(folder / "data", None, problem, "Make it again.")
     return shards
+
+
+def write_parquet_whole(table: pa.Table, file: Path) -> None:
+    """Write a Parquet file under a temporary name, then rename: no reader and no kill finds a part of it."""
+    temporary = file.with_name(f".{file.name}.partial")
+    pq.write_table(table, temporary, compression="zstd")
+    sync_to_disk(temporary)
+    os.replace(temporary, file)
 
 
 def check_columns(shard: Path, wanted: Mapping[str, Any]) -> None:

@@ -21,11 +21,12 @@ from finetune.tagging import predict, read_rows
 from finetune.training import SCORED, make_splits, score_recognizer
 from launch.errors import InputError
 from launch.loop import RunSettings, make_accelerator
+from launch.paper_tables import msb_system
 from launch.pretrained import encoder_input
 from launch.publishing import PublishingSettings, run_publishing_stage
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
-from launch.training_stage import export, write_model_card
+from launch.training_stage import describe_encoder, export, write_model_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,11 @@ def average(settings: AverageSettings, stage: Stage) -> None:
     rows = {name: read_rows(settings.data, name, settings.image_words, settings.seed) for name in SCORED}
     splits = make_splits(rows, stage, recognizer.reader)
     stage.seeds = [settings.seed]
-    stage.facts |= {"averaged": len(settings.recognizers), "reads_image_words": recognizer.reads_image_words}
+    stage.facts |= {
+        "system": name_of(recognizer),
+        "averaged": len(settings.recognizers),
+        "reads_image_words": recognizer.reads_image_words,
+    }
 
     tagger = recognizer.tagger.to(accelerator.device)
     score_recognizer(
@@ -80,6 +85,12 @@ def average(settings: AverageSettings, stage: Stage) -> None:
     )
     export(stage, accelerator, tagger.model, recognizer.reader.save)
     add_model_code(stage.folder)
+
+
+def name_of(recognizer: Recognizer) -> str:
+    """The system's name, as the runs have it."""
+    encoder = describe_encoder(recognizer.tagger.model, [])
+    return msb_system(encoder["layers"], encoder["hidden_size"], "crf" if recognizer.tagger.has_crf else "softmax")
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from finetune.training import RecognizerSettings, read_splits, train_recognizer
 from finetune.word_shapes import SHAPES
 from launch.errors import InputError
 from launch.loop import OptimizerSettings, make_accelerator
+from launch.paper_tables import msb_system
 from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage
@@ -73,7 +74,8 @@ def model_and_reader(settings: NERSettings, stage: Stage, scheme: TagScheme) -> 
     torch.manual_seed(settings.seed)
     model, new_parameters = build_model(settings, scheme)
     check_vocabulary(settings.encoder, model, tokenizer)
-    stage.facts["encoder"] = describe_encoder(model, new_parameters)
+    stage.facts["encoder"] = encoder = describe_encoder(model, new_parameters)
+    stage.facts["system"] = msb_system(encoder["layers"], encoder["hidden_size"], settings.head)
     return model, PieceReader(tokenizer, settings.input)
 
 

@@ -3,22 +3,25 @@
     python finetune/soft_labels.py --teachers '[RUN_1, RUN_2, RUN_3]' --data CORPUS --output SOFT_LABELS --texts 100000
 
 Each row has a text's words, the words of its image where the corpus has them, and for each word and label the mean of
-the teachers' scores. With the mean of their CRFs, in `teacher.safetensors`, these scores are a CRF again: the normalised
+the teachers' scores. What is labelled is kept while the stage works: killed, it goes on by the same command, and ends with
+the same bytes. With the mean of their CRFs, in `teacher.safetensors`, these scores are a CRF again: the normalised
 geometric mean of the teachers' distributions over label sequences, which a student can learn as a whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Features, Value
 from datasets import List as ListOf
 
-from data_prep.layout import DatasetWriter, shard_files
+from data_prep.layout import DatasetWriter, shard_files, write_parquet_whole
 from data_prep.text_batches import iterate_texts
 from finetune.post_words import PostWords
 from finetune.recognizer import Recognizer
@@ -40,8 +43,11 @@ FEATURES = Features(
 )
 """Columns of the data set. ``scores`` has those of all labels for the first token, then for the second, and so on."""
 
-LABELLED_AT_ONCE = 4096
-"""Texts held in memory, sorted by length for the teachers."""
+WORK_FOLDER = "labelled"
+"""In the stage's folder until it is done: what is labelled so far."""
+SHARD_TEXTS = 4096
+"""Texts held in memory, sorted by length for the teachers, and written at once: what a kill can cost."""
+NO_WORDS = "no words"
 
 
 class Text(NamedTuple):
@@ -72,7 +78,7 @@ class SoftLabelSettings(DatasetStageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
-    return run_dataset_stage(SoftLabelSettings, label_corpus, inputs_of, argv)
+    return run_dataset_stage(SoftLabelSettings, label_corpus, inputs_of, argv, keeps_partial=True)
 
 
 def inputs_of(settings: SoftLabelSettings) -> dict[str, Path | str | None]:
@@ -92,23 +98,34 @@ def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
     stage.seeds = [settings.seed]
     stage.facts |= {"texts_in_corpus": rows, "labels": teacher.scheme.labels, "words_truncated": 0, "words": 0}
 
-    texts = read_chosen(settings.data, chosen, settings.image_words == "given")
+    shards = label_shards(settings, stage, teacher, autocast, chosen)
     with DatasetWriter(stage.folder, FEATURES) as writer:
-        pool: list[Text] = []
-        for text in stage.progress(texts, "labelling", total=len(chosen), unit="text"):
-            stage.rows.taken += 1
-            if text.words:
-                pool.append(text)
-            else:
-                stage.rows.rejected["no words"] += 1
-                writer.reject({"id": text.id, "tokens": [], "image_words": text.image_words, "scores": []}, "no words")
-            if len(pool) == LABELLED_AT_ONCE:
-                write_labelled(writer, stage, teacher, pool, autocast)
-                pool = []
-        write_labelled(writer, stage, teacher, pool, autocast)
+        for shard in shards:
+            write_labelled(writer, stage, pq.read_table(shard))
+    if not stage.rows.kept:
+        raise InputError.at(settings.data, None, f"none of the {len(chosen)} texts has words", "Give another corpus.")
     save_crf(stage.folder, teacher.crf, teacher.scheme)
     about = "For each word and label a score; with the transitions in `teacher.safetensors` they make a CRF."
     writer.write_card("Texts with a teacher's scores of their named entities", stage.facts, about)
+
+
+def label_shards(
+    settings: SoftLabelSettings, stage: Stage, teacher: Teacher, autocast: bool, chosen: np.ndarray
+) -> list[Path]:
+    """Label the texts at the places ``chosen``, but for those that an interrupted run has labelled; returns the files."""
+    work = stage.folder / WORK_FOLDER
+    work.mkdir(exist_ok=True)
+    stage.scratch.append(work)
+    shards = [work / f"{number:06d}.parquet" for number in range(-(-len(chosen) // SHARD_TEXTS))]
+    missing = [shard for shard in shards if not shard.exists()]
+    done = SHARD_TEXTS * (len(shards) - len(missing))  # written one after another
+    texts = read_chosen(settings.data, chosen[done:], settings.image_words == "given")
+    with stage.progress(None, "labelling", total=len(chosen), initial=done, unit="text") as bar:
+        for shard in missing:
+            table = labelled(teacher, list(islice(texts, SHARD_TEXTS)), autocast)
+            write_parquet_whole(table, shard)
+            bar.update(len(table))
+    return shards
 
 
 def draw(rows: int, texts: int | None, seed: int) -> np.ndarray:
@@ -129,27 +146,45 @@ def read_chosen(data: Path, chosen: np.ndarray, with_image_words: bool) -> Itera
         first += len(batch.texts) + batch.left_out
 
 
-def write_labelled(writer: DatasetWriter, stage: Stage, teacher: Teacher, texts: list[Text], autocast: bool) -> None:
-    """Score some texts and write them; words that a teacher does not read are left off, and counted."""
-    if not texts:
-        return
-    scores = teacher.scores([text.words for text in texts], [text.image_words for text in texts], autocast)
-    kept = [text.words[: len(scores_WL)] for text, scores_WL in zip(texts, scores, strict=True)]
+def labelled(teacher: Teacher, texts: Sequence[Text], autocast: bool) -> pa.Table:
+    """Rows of the data set with, in ``words``, how many a text had before those that a teacher does not read were left off.
+
+    A text without words has no scores.
+    """
+    with_words = [text for text in texts if text.words]
+    scores = teacher.scores([text.words for text in with_words], [text.image_words for text in with_words], autocast)
+    found = iter(scores)
+    scores = [next(found) if text.words else np.zeros((0, 0), np.float32) for text in texts]
     flat = np.concatenate([scores_WL.reshape(-1) for scores_WL in scores]).astype(np.float16)
     ends = np.cumsum([0, *(scores_WL.size for scores_WL in scores)], dtype=np.int32)
     table = pa.table(
         {
             "id": [text.id for text in texts],
-            "tokens": kept,
+            "tokens": pa.array(
+                [text.words[: len(scores_WL)] for text, scores_WL in zip(texts, scores, strict=True)],
+                pa.list_(pa.string()),
+            ),
             "image_words": pa.array([text.image_words for text in texts], pa.list_(pa.string())),
             "scores": pa.ListArray.from_arrays(ends, pa.array(flat)),
         }
     )
-    writer.add_table("train", table.cast(FEATURES.arrow_schema))
-    stage.rows.kept += len(texts)
-    words = sum(len(text.words) for text in texts)
+    return table.cast(FEATURES.arrow_schema).append_column("words", pa.array([len(text.words) for text in texts]))
+
+
+def write_labelled(writer: DatasetWriter, stage: Stage, table: pa.Table) -> None:
+    """Write and count what :func:`labelled` made; a text without words is rejected."""
+    has_words = pc.greater(table["words"], 0)
+    kept, empty = table.filter(has_words), table.filter(pc.invert(has_words))
+    stage.rows.taken += len(table)
+    stage.rows.kept += len(kept)
+    if len(kept):
+        writer.add_table("train", kept)
+    if len(empty):
+        stage.rows.rejected[NO_WORDS] += len(empty)
+        writer.reject_table(empty.append_column("reason", pa.array([NO_WORDS] * len(empty))))
+    words = pc.sum(kept["words"]).as_py() or 0
     stage.facts["words"] += words
-    stage.facts["words_truncated"] += words - sum(map(len, kept))
+    stage.facts["words_truncated"] += words - (pc.sum(pc.list_value_length(kept["tokens"])).as_py() or 0)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,8 @@ def mean_crf(models: Sequence[torch.nn.Module], scheme: TagScheme) -> LinearChai
 
 def save_crf(folder: Path, crf: LinearChainCRF, scheme: TagScheme) -> None:
     """Write the teacher's CRF beside its scores."""
-    told = {"scheme": scheme.name, "types": " ".join(scheme.types)}
+    # One entry: several are written in an order that changes from run to run, and with it the file's content hash.
+    told = {"scheme": " ".join([scheme.name, *scheme.types])}
     save_file(crf.state_dict(), str(folder / TEACHER_FILE), metadata=told)
     sync_to_disk(folder / TEACHER_FILE)
 
@@ -101,9 +102,10 @@ def load_crf(folder: Path) -> tuple[LinearChainCRF, TagScheme]:
     try:
         with safe_open(str(path), "pt") as file:
             told = file.metadata() or {}
-        scheme = TagScheme(told.get("scheme", ""), tuple(told.get("types", "").split()))
+        name, *types = f"{told['scheme']} {told.get('types', '')}".split()  # older files tell the types apart
+        scheme = TagScheme(name, tuple(types))
         crf = LinearChainCRF(len(scheme.labels))  # what it forbids is in the file
         crf.load_state_dict(load_file(str(path)))
-    except (ValueError, RuntimeError, OSError) as error:
+    except (KeyError, ValueError, RuntimeError, OSError) as error:
         raise InputError.at(path, None, f"not a teacher's CRF ({error})", "Label the corpus again.") from None
     return crf, scheme

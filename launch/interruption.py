@@ -1,8 +1,9 @@
-"""How a training run is asked to stop, and says that it did: by SIGTERM or SIGUSR1, and by an exit code.
+"""How a run is asked to stop, and says that it did: by SIGTERM or SIGUSR1, and by an exit code.
 
 A batch system announces a job's time limit by a signal (Slurm: SIGTERM, or SIGUSR1 with ``#SBATCH --signal``). A training
 run then takes its step to the end, writes a checkpoint and exits with :data:`REQUEUE_EXIT_CODE`: the same command goes on
-from there. ``accelerate launch`` and ``torchrun`` keep a stage's exit code to themselves, so it leaves a mark, too.
+from there. A stage that keeps what it has made of a data set stops at once, with the same code. ``accelerate launch`` and
+``torchrun`` keep a stage's exit code to themselves, so a training run leaves a mark, too.
 """
 
 import signal
@@ -14,7 +15,7 @@ REQUEUE_EXIT_CODE = 75
 """Stopped because it was asked to: start the same command again, and it goes on. (EX_TEMPFAIL of sysexits.h.)"""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What asks a training run to stop."""
+"""What asks a run to stop."""
 
 REQUEUE_MARK = ".requeue"
 """File in ``OUTPUT.partial`` of a run that stopped so, until it is started again."""

@@ -74,12 +74,14 @@ ENCODER_SIZES = {(2, 128): "MSB-Tiny", (4, 512): "MSB-Small", (4, 384): "MSB-Sma
 """(layers, hidden size) to the paper's name. Table 2 has 2 x 128 and 4 x 512; 4 x 384 stands in for the latter."""
 
 
-def paper_row(layers: int | None, hidden_size: int | None, head: str) -> PaperRow | None:
-    """The row of the paper's MSB with an encoder of this size and this head ("softmax" or "crf"), if there is one."""
-    name = ENCODER_SIZES.get((layers, hidden_size))
-    if name is None or head not in ("softmax", "crf"):
-        return None
-    return table_4_row(f"{name} + CRF" if head == "crf" else name)
+def msb_system(layers: int, hidden_size: int, head: str) -> str:
+    """Name of an MSB with an encoder of this size and this head ("softmax" or "crf"): Table 4's, or after its size.
+
+    >>> msb_system(2, 128, "crf"), msb_system(6, 384, "softmax")
+    ('MSB-Tiny + CRF', 'MSB 6 x 384')
+    """
+    name = ENCODER_SIZES.get((layers, hidden_size), f"MSB {layers} x {hidden_size}")
+    return f"{name} + CRF" if head == "crf" else name
 
 
 def table_4_row(system: str) -> PaperRow | None:

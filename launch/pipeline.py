@@ -212,7 +212,7 @@ def run(
         started = time.monotonic()
         code, signalled = _run_passing_signals_on(command, lock, SECONDS_TO_STOP if trains else SECONDS_TO_END)
         after = f"after {duration(time.monotonic() - started)}"
-        stopped_to_go_on = trains and (signalled in STOP_SIGNALS or mark.exists())
+        stopped_to_go_on = code == REQUEUE_EXIT_CODE or trains and (signalled in STOP_SIGNALS or mark.exists())
         if signalled is not None or stopped_to_go_on:
             by = f" by {signalled.name}" if signalled else ""
             say(f"{label}: stopped{by} {after}. The same pipeline command goes on from here.")

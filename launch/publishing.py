@@ -37,6 +37,7 @@ def run_publishing_stage(
     subcommand: str = "",
     keeps_partial: bool = False,
     grows: bool = False,
+    several_processes: bool = False,
 ) -> int:
     """:func:`launch.stage.run_stage`, whose result is published where `push_to_hub` asks for it.
 
@@ -64,6 +65,7 @@ def run_publishing_stage(
         subcommand=subcommand,
         keeps_partial=keeps_partial,
         grows=grows,
+        several_processes=several_processes,
         before=check,
         describe=describe,
         after=publish,

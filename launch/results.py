@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.errors import InputError
-from launch.paper_tables import TABLE_9, TABLE_10, TEST_TWEETS, PaperRow, paper_row, table_4_row
+from launch.paper_tables import TABLE_9, TABLE_10, TEST_TWEETS, PaperRow, msb_system, table_4_row
 from launch.stage import ELSEWHERE, MANIFEST_NAME, METRICS_NAME, iterate_jsonl, read_manifest
 
 ENTITY_TYPES = ("PER", "LOC", "ORG", "MISC")
@@ -96,6 +96,13 @@ class StageFolder:
         """``config.json`` of the model."""
         return _json(self.folder / "config.json") or {}
 
+    @property
+    def system(self) -> str | None:
+        """The system's name, Table 4's if it is there: as recorded; of a run that did not, by encoder size and head."""
+        layers, hidden_size = self.encoder_size
+        named = msb_system(layers, hidden_size, str(self.settings.get("head"))) if layers and hidden_size else None
+        return self.facts.get("system") or named
+
     @cached_property
     def encoder_size(self) -> tuple[int | None, int | None]:
         """(layers, hidden size) of the encoder, from ``config.json`` or the recorded facts."""
@@ -149,21 +156,15 @@ class Configuration:
         return encoder_lineage(self.first.manifest)
 
     @property
-    def recorded_system(self) -> str | None:
-        """The system's name as in the paper's Table 4, where the run recorded it."""
-        return self.first.facts.get("system")
-
-    @property
     def system(self) -> str:
-        """The system's name: as recorded, else the paper's for this encoder size and head, else encoder and head."""
-        named = self.recorded_system or (self.paper.system if self.paper else None)
-        return named or " + ".join(part for part in (self.encoder, self.head_text) if part)
+        """The system's name; encoder and head where a run tells none."""
+        return self.first.system or " + ".join(part for part in (self.encoder, self.head_text) if part)
 
     @property
     def encoder(self) -> str:
         """Name of the encoder that the chain starts from; of a system without one, the system's."""
-        has_none = self.recorded_system and self.lineage[0] == "new" and not self.first.settings.get("encoder")
-        return str(self.recorded_system) if has_none else self.lineage[0]
+        has_none = self.lineage[0] == "new" and not self.first.settings.get("encoder")
+        return (has_none and self.first.system) or self.lineage[0]
 
     @property
     def chain(self) -> str:
@@ -213,9 +214,8 @@ class Configuration:
 
     @property
     def paper(self) -> PaperRow | None:
-        """Table 4's row of this system, by its recorded name, else by encoder size and head."""
-        named = table_4_row(self.recorded_system) if self.recorded_system else None
-        return named or paper_row(*self.first.encoder_size, self.head)
+        """Table 4's row of this system."""
+        return table_4_row(self.system)
 
     def row_of(self, table: str) -> PaperRow | None:
         """The row of the paper's ``table4``, ``table9`` or ``table10`` (``none``: of none) that this is a run of."""

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,7 @@ def run_stage(
     subcommand: str = "",
     keeps_partial: bool = False,
     grows: bool = False,
+    several_processes: bool = False,
     before: Callable[[SettingsType], None] | None = None,
     describe: Callable[[Path], None] | None = None,
     after: Callable[[SettingsType], None] | None = None,
@@ -212,6 +214,8 @@ def run_stage(
     ``keeps_partial``: the function can go on from what an interrupted run left in ``stage.folder``.
     ``grows``: also from what a finished run left there. It ends at a signal as it would by itself, and where it raises
     an InputError, the rows that it counted as kept are a whole artefact, which is finished all the same.
+    ``several_processes``: the function shares its work among those of ``torchrun`` or ``accelerate launch``; else they
+    would all write the same folder, and are refused.
     On the main process alone, ``before`` checks what would else fail late; ``describe`` adds a card to the written
     folder, manifest included; ``after`` publishes the finished output, also one that was up to date.
     """
@@ -225,6 +229,8 @@ def run_stage(
     settings = parse_settings(settings_class, argv, module.__doc__, program)
     next_start = f"the same command {'goes on' if keeps_partial else 'starts over'}"
     try:
+        if not several_processes:
+            _check_alone([f"{_stage_name(module)}.py", *subcommand.split(), *(sys.argv[1:] if argv is None else argv)])
         if settings.dry_run:
             print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial, grows)}")
             return 0
@@ -267,6 +273,16 @@ def run_stage(
         _say_below_bars(f"{name}: {reason}; {next_start}")
         return REQUEUE_EXIT_CODE
     return 0
+
+
+def _check_alone(command: list[str]) -> None:
+    """InputError where this is one of several processes."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise InputError(
+            f"started as {processes} processes, but it works in one. Start it without a launcher (in a recipe: "
+            f"`launch: python`):\n  {shlex.join(['python', *command])}"
+        )
 
 
 def _say_below_bars(text: str) -> None:

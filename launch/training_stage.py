@@ -83,6 +83,7 @@ def run_training_stage(
             repository_type="model",
             describe=write_model_card,
             keeps_partial=True,
+            several_processes=True,
         )
 
 

@@ -47,7 +47,7 @@ class EvaluateSettings(StageSettings):
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
-    return run_stage(EvaluateSettings, evaluate, inputs_of, argv)
+    return run_stage(EvaluateSettings, evaluate, inputs_of, argv, several_processes=True)
 
 
 def evaluate(settings: EvaluateSettings, stage: Stage) -> None:

@@ -102,10 +102,11 @@ def test_the_student_learns_from_the_teacher_alone(tmp_path, encoder, named, sof
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["test"]["conlleval"]["micro"]["f1"] > 0.85
     assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
-    names = json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"]
-    assert set(names) == {"encoder", "data", "soft_labels"}
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert set(manifest["inputs"]) == {"encoder", "data", "soft_labels"}
+    assert manifest["facts"]["system"] == ("MSB 2 x 32 + CRF" if head == "crf" else "MSB 2 x 32")
     (found,) = configurations([StageFolder(tmp_path / "out")])
-    assert found.chain == "distillation only" and found.head == head
+    assert found.chain == "distillation only" and found.head == head and found.system == manifest["facts"]["system"]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "pipeline_tag: token-classification" in card and "Finds the names of persons" in card
 
@@ -124,7 +125,7 @@ def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named,
     assert scores["test"]["conlleval"]["micro"]["f1"] > 0.8
     assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert set(manifest["inputs"]) == {"vectors 1", "data", "soft_labels", "regions"} - {"regions"}
+    assert set(manifest["inputs"]) == {"vectors 1", "data", "soft_labels"}
     assert manifest["facts"]["data"]["soft_labels"]["texts"] == 301
     known = (tmp_path / "out" / "words.txt").read_text().splitlines()
     assert "#fun" in known  # of the soft labels' texts, without a vector in the file

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from launch import pipeline
+from launch.interruption import REQUEUE_EXIT_CODE
 from launch.pipeline import Command, Launcher, command_of, duration, flags, main, shortest
 from launch.recipe import PROJECT, RecipeStage, read_recipe
 from launch.stage import read_manifest
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import List, Optional
 from launch.errors import InputError
+from launch.interruption import Interrupted
 from launch.settings import NOT_IDENTITY
 from launch.stage import StageSettings, run_stage
 
@@ -51,6 +53,8 @@ def join(settings, stage):
         raise InputError("the input is bad. Mend it.")
     if (control / f"fail_{name}").exists():
         raise RuntimeError("bug")
+    if (control / f"stop_{name}").exists():
+        raise Interrupted("stopped by SIGTERM")
     if (control / f"wait_{name}").exists():
         (control / "waiting").write_text(str(os.getpid()))
         time.sleep(60)
@@ -62,7 +66,7 @@ def join(settings, stage):
 
 def main(argv=None):
     inputs = lambda settings: {f"text_{n}": path for n, path in enumerate(settings.inputs)}
-    return run_stage(JoinSettings, join, inputs, argv)
+    return run_stage(JoinSettings, join, inputs, argv, several_processes=True)
 
 if __name__ == "__main__":
     raise SystemExit(main())
@@ -198,6 +202,13 @@ def test_a_stage_that_is_killed_is_told_by_signal(run, capfd):
     assert run() == 128 + signal.SIGKILL
     killer.join()
     assert "failed with signal SIGKILL" in capfd.readouterr().out
+
+
+def test_a_stage_that_stopped_to_go_on_ends_the_run_with_its_code(run, capfd):
+    run.control("stop_second")
+    assert run() == REQUEUE_EXIT_CODE
+    assert "second: stopped after" in capfd.readouterr().out
+    assert run.calls() == ["first", "second"]
 
 
 def test_from_and_until(run, capfd):

@@ -14,7 +14,7 @@ import launch.report as report
 from launch.charts import Bar, Line, Node, bar_chart, chain_diagram, line_chart, thin_out, ticks
 from launch.errors import InputError
 from launch.gallery import build_gallery, spans
-from launch.paper_tables import TABLE_4, paper_row
+from launch.paper_tables import TABLE_4, msb_system, table_4_row
 from launch.results import Mean, StageFolder, best_on_dev, configurations, encoder_lineage, find_stages
 
 TYPES = ["PER", "LOC", "ORG", "MISC"]
@@ -252,14 +252,14 @@ def test_paper_rows_agree_with_themselves_but_for_the_noted_one():
         (2, 128, "softmax", "MSB-Tiny"),
         (4, 512, "crf", "MSB-Small + CRF"),
         (4, 384, "softmax", "MSB-Small"),
-        (6, 384, "crf", None),
-        (None, None, "crf", None),
-        (2, 128, "attention", None),
+        (6, 384, "crf", "MSB 6 x 384 + CRF"),
+        (12, 768, "softmax", "MSB 12 x 768"),
     ],
 )
-def test_paper_row_is_found_by_size_and_head(layers, hidden, head, system):
-    row = paper_row(layers, hidden, head)
-    assert (row and row.system) == system
+def test_msb_is_named_by_size_and_head(layers, hidden, head, system):
+    assert msb_system(layers, hidden, head) == system
+    row = table_4_row(system)
+    assert row.system == system if layers < 6 else row is None
 
 
 def test_spans_follow_conlleval():

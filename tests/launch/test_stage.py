@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -364,7 +365,20 @@ def test_a_refused_stage_that_cannot_go_on_leaves_nothing(copy):
     assert copy(filter__shortest=4).returncode == 0
 
 
-def test_only_the_main_process_writes(copy):
+def test_several_processes_are_refused_and_the_command_that_works_is_told(copy):
+    environment = os.environ | {"RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(copy.arguments(filter__shortest=4), env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not copy.output.exists() and not copy.partial.exists()
+    assert "tools/copy_lines: error: started as 2 processes, but it works in one." in done.stderr
+    command = done.stderr.splitlines()[-1].strip()
+    assert command.startswith("python tools/copy_lines.py --input=")
+    command = [sys.executable, *shlex.split(command)[1:]]
+    assert subprocess.run(command, cwd=copy.script.parents[1]).returncode == 0
+    assert (copy.output / "copy.txt").read_text() == "three\n"
+
+
+def test_only_the_main_process_writes(tmp_path):
+    copy = Command(tmp_path, "several_processes=True")
     environment = os.environ | {"RANK": "1", "WORLD_SIZE": "2"}
     copy.partial.mkdir(parents=True)
     done = subprocess.run(copy.arguments(), env=environment, capture_output=True, text=True)
