@@ -8,6 +8,10 @@
 Every command is printed so that it can be pasted. A stage that fails stops the pipeline; the next run goes on there, as
 finished stages are up to date and training stages resume. See :mod:`launch.recipe` for what a recipe holds.
 
+With `--jobs N` up to N stages run side by side, each as soon as what it reads is finished, with its share of the cores, or a
+GPU of its own; the output of each goes to a log beside its folder. `--commands` prints what could run now, a command a line,
+for a batch system (`launch/slurm/array.sbatch`).
+
 SIGTERM or SIGUSR1 make a training stage stop with a checkpoint, and the pipeline exit with code 75: the same command goes
 on from there.
 """
@@ -19,14 +23,13 @@ import fcntl
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +37,10 @@ import yaml
 
 from launch.errors import InputError
 from launch.files import write_text_whole
-from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, STOP_SIGNALS, Interrupted, stopping_when_asked
+from launch.interruption import REQUEUE_EXIT_CODE, Interrupted, stopping_when_asked
 from launch.recipe import PROJECT, Recipe, RecipeStage, plain_text, read_recipe
-from launch.stage import INPUT_MISSING, MANIFEST_NAME, partial_folder
+from launch.running import Command, duration, run_stages, say
+from launch.stage import INPUT_MISSING, MANIFEST_NAME
 
 DEFAULT_CONFIG = PROJECT / "accelerate_config.yaml"
 RECIPE_NAME = "recipe.yaml"
@@ -44,9 +48,6 @@ REPORT_NAME = "report.html"
 LOCK_NAME = ".pipeline.lock"
 UP_TO_DATE = "up to date"
 WOULD_RUN = "would run"
-PUBLISHING = "push_to_hub"  # a stage with this setting has something to do even when its output is up to date
-SECONDS_TO_END = 10  # how long the processes of an interrupted stage have before they are killed
-SECONDS_TO_STOP = 120  # the same for a training stage: a step, an evaluation if one is due, a checkpoint
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,18 @@ class Launcher:
     """``--config_file`` of ``accelerate launch``; None leaves the choice to accelerate."""
     plain: bool = True
     """Whether the processes are all there is to it; not where ``config`` says DeepSpeed, FSDP, several machines."""
+    jobs: int = 1
+    """Stages that may run side by side: each has its share of the cores, and a GPU if there are any."""
+    gpus: int = 0
+
+    def threads(self, processes: int) -> dict[str, str]:
+        """The variable that gives each of a stage's processes its share of the cores, unless it is set already."""
+        share = max(1, _cores() // (processes * self.jobs))
+        return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         """The command before the script, and the variables it needs in its environment."""
-        threads = (
-            {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, _cores() // self.processes))}
-        )
+        threads = self.threads(self.processes)
         if self.plain and self.on_cpu and self.processes > 1:
             # accelerate launch starts a single process on a CPU, whatever --num_processes says.
             start = [_python(), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(self.processes)]
@@ -80,22 +87,14 @@ class Launcher:
         return start, threads if self.on_cpu else {}  # without it accelerate launch gives a process one thread
 
 
-@dataclass(frozen=True)
-class Command:
-    """What one stage is started by."""
-
-    arguments: list[str]
-    environment: dict[str, str] = field(default_factory=dict)
-    """Variables on top of those there are."""
-
-    def __str__(self) -> str:
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
-
-
-def command_of(stage: RecipeStage, output: Path, launcher: Launcher, overwrite: bool = False) -> Command:
-    """The command of one stage of a recipe that writes to ``output``."""
-    start, environment = launcher.command() if stage.launch == "accelerate" else ([_python()], {})
+def command_of(stage: RecipeStage, output: Path, launcher: Launcher, overwrite: bool = False, slot: int = 0) -> Command:
+    """The command of one stage of a recipe that writes to ``output``, in a slot of those that run side by side."""
+    if stage.launch == "accelerate":
+        start, environment = launcher.command()
+    else:
+        start, environment = [_python()], launcher.threads(1) if launcher.jobs > 1 else {}
+    if launcher.jobs > 1 and launcher.gpus:
+        environment |= {"CUDA_VISIBLE_DEVICES": str(slot % launcher.gpus)}
     return Command([*start, shortest(stage.script), *stage_arguments(stage, output, overwrite)], environment)
 
 
@@ -154,6 +153,16 @@ def dry_run(stages: list[RecipeStage], output: Path, overwrite: bool = False) ->
     return verdicts
 
 
+def ready(stages: list[RecipeStage], output: Path, overwrite: bool = False) -> list[RecipeStage]:
+    """The stages that are not up to date, and read nothing that still has to be made. InputError if one is refused."""
+    verdicts = dry_run(stages, output, overwrite)
+    for name, verdict in verdicts.items():
+        if not is_fine(verdict):
+            raise InputError(f"stage {name} {verdict}")
+    made = {name for name, verdict in verdicts.items() if verdict != UP_TO_DATE}
+    return [stage for stage in stages if stage.name in made and not made & set(stage.reads)]
+
+
 def is_fine(verdict: str) -> bool:
     """Whether a stage is done or can be: not refused, not failing."""
     return verdict == UP_TO_DATE or verdict.startswith(WOULD_RUN)
@@ -195,92 +204,6 @@ def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, o
     return f"{WOULD_RUN}: {inputs} again" + ("" if overwrite else "; refused if that comes out different")
 
 
-def run(
-    stages: list[RecipeStage], up_to_date: set[str], output: Path, launcher: Launcher, overwrite: bool, lock: int
-) -> int:
-    """Run the stages that are not up to date, one after the other; stop at the first that fails, with its exit code."""
-    for number, stage in enumerate(stages, start=1):
-        label = f"[{number}/{len(stages)}] {stage.name}"
-        if stage.name in up_to_date and not stage.settings.get(PUBLISHING):
-            say(f"{label}: up to date")
-            continue
-        command = command_of(stage, output, launcher, overwrite)
-        trains = stage.launch == "accelerate"
-        mark = partial_folder(output / stage.name) / REQUEUE_MARK
-        mark.unlink(missing_ok=True)
-        say(f"\n{label}\n  {command}")
-        started = time.monotonic()
-        code, signalled = _run_passing_signals_on(command, lock, SECONDS_TO_STOP if trains else SECONDS_TO_END)
-        after = f"after {duration(time.monotonic() - started)}"
-        stopped_to_go_on = code == REQUEUE_EXIT_CODE or trains and (signalled in STOP_SIGNALS or mark.exists())
-        if signalled is not None or stopped_to_go_on:
-            by = f" by {signalled.name}" if signalled else ""
-            say(f"{label}: stopped{by} {after}. The same pipeline command goes on from here.")
-            return REQUEUE_EXIT_CODE if stopped_to_go_on else 128 + signalled
-        if code != 0:
-            what = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-            say(f"{label}: failed with {what} {after}. This command repeats it:\n  {command}")
-            say("When it is mended, the same pipeline command goes on from here.")
-            return code if code > 0 else 128 - code
-        say(f"{label}: done {after}")
-    return 0
-
-
-def _run_passing_signals_on(command: Command, lock: int, seconds_to_end: int) -> tuple[int, signal.Signals | None]:
-    """Run a command in the foreground; return its exit code, and the signal that came meanwhile, if one did.
-
-    The command is a process group of its own, so that an interrupt reaches it once, whole, and wherever it was sent:
-    Ctrl-C at a terminal and ``kill`` of the pipeline do the same. It holds the pipeline's lock, too: a pipeline that is
-    killed outright leaves its stage running, and the output folder locked as long.
-    """
-    came: list[signal.Signals] = []
-    process: subprocess.Popen | None = None
-
-    def pass_on(number: int, _frame: Any) -> None:
-        came.append(signal.Signals(number))
-        if process is not None:
-            _signal_group(process.pid, _passed_on(number))
-
-    numbers = (signal.SIGINT, signal.SIGHUP, *STOP_SIGNALS)
-    before = {number: signal.signal(number, pass_on) for number in numbers}
-    try:
-        environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(seconds_to_end)} | os.environ | command.environment
-        process = subprocess.Popen(command.arguments, env=environment, start_new_session=True, pass_fds=(lock,))
-        if came:  # it came before there was a process to pass it to
-            _signal_group(process.pid, _passed_on(came[0]))
-        code = process.wait()
-        if came:
-            _end_group(process.pid, seconds_to_end)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    return code, came[0] if came else None
-
-
-def _passed_on(number: int) -> int:
-    """The signal to send to a stage for one that came: launchers know SIGTERM, but die of SIGUSR1 before their script."""
-    return signal.SIGTERM if number in STOP_SIGNALS else number
-
-
-def _signal_group(group: int, number: int) -> bool:
-    """Send a signal to a process group; whether there still is one."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _end_group(group: int, seconds: int) -> None:
-    """Wait for what an interrupted command started (a launcher ends before its script does), and kill what stays."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not _signal_group(group, 0):
-            return
-        time.sleep(0.1)
-    _signal_group(group, signal.SIGKILL)
-
-
 @contextmanager
 def locked(output: Path) -> Iterator[int]:
     """Hold the output folder against other pipelines; gives the lock's file descriptor. InputError if it is held."""
@@ -305,19 +228,29 @@ def locked(output: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def choose_launcher(processes: int | None, config: Path | None, stages: list[RecipeStage]) -> Launcher:
-    """As many processes as asked for, else as ``config`` says, else one for each GPU, else one."""
+def choose_launcher(processes: int | None, config: Path | None, stages: list[RecipeStage], jobs: int = 1) -> Launcher:
+    """As many processes as asked for, else as ``config`` says, else one for each GPU, else one; one for ``jobs``."""
     if processes is not None and processes < 1:
         raise InputError(f"--num_processes {processes}: it takes at least one.")
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: it takes at least one.")
     configured = _read_launch_config(config) if config is not None else {}
     devices = 0
     if any(stage.launch == "accelerate" for stage in stages):
         import torch  # takes seconds, and data preparation alone does without it
 
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+    on_cpu = devices == 0 or configured.get("use_cpu") is True
+    processes = processes or configured.get("num_processes") or (max(1, devices) if jobs == 1 else 1)
+    if jobs > 1 and processes > 1 and not on_cpu:
+        raise InputError(
+            f"--jobs {jobs}: each has one GPU, and {processes} processes need as many. Give --num_processes 1."
+        )
     return Launcher(
-        processes=processes or configured.get("num_processes") or max(1, devices),
-        on_cpu=devices == 0 or configured.get("use_cpu") is True,
+        processes=processes,
+        on_cpu=on_cpu,
+        jobs=jobs,
+        gpus=0 if on_cpu else devices,
         config=config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None),
         plain=configured.get("distributed_type", "NO") in ("NO", "MULTI_CPU", "MULTI_GPU")
         and configured.get("num_machines", 1) == 1,
@@ -344,21 +277,6 @@ def check_inputs(recipe: Recipe, stages: list[RecipeStage], output: Path) -> Non
                 )
 
 
-def duration(seconds: float) -> str:
-    """A time for people: ``12 s``, ``3 min 05 s``, ``2 h 03 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def say(text: str) -> None:
-    """One of the pipeline's own lines; the stages write in between, hence the flush."""
-    print(text, flush=True)
-
-
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -376,6 +294,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dry_run", action="store_true", help="say what would run, what is up to date, and why, and stop")
     add("--overwrite", action="store_true", help="make stages again whose settings or inputs have changed")
     add("--num_processes", type=int, metavar="N", help="processes of a training stage (default: the GPUs, or 1)")
+    add("--jobs", type=int, default=1, metavar="N", help="stages that may run side by side (default: 1)")
+    add("--commands", action="store_true", help="print the commands of the stages that could run now, a line each")
     add(
         "--launch_config",
         type=Path,
@@ -420,7 +340,12 @@ def _main(arguments: argparse.Namespace) -> int:
             0 if all(verdict == "up to date" or verdict.startswith("would run") for verdict in verdicts.values()) else 2
         )
 
-    launcher = choose_launcher(arguments.num_processes, arguments.launch_config, stages)
+    if arguments.commands:
+        for stage in ready(stages, output, arguments.overwrite):
+            say(shlex.join([shortest(stage.script), *stage_arguments(stage, output, arguments.overwrite)]))
+        return 0
+
+    launcher = choose_launcher(arguments.num_processes, arguments.launch_config, stages, arguments.jobs)
     started = time.monotonic()
     with locked(output) as lock:
         say(f"{recipe.name}: {recipe.description}\nwriting to {output}")
@@ -432,7 +357,8 @@ def _main(arguments: argparse.Namespace) -> int:
                 raise InputError(f"nothing was run, for stage {name} {verdict}")
         write_text_whole(output / RECIPE_NAME, recipe.to_yaml())
         up_to_date = {name for name, verdict in verdicts.items() if verdict == UP_TO_DATE}
-        code = run(stages, up_to_date, output, launcher, arguments.overwrite, lock)
+        commands = lambda stage, slot: command_of(stage, output, launcher, arguments.overwrite, slot)  # noqa: E731
+        code = run_stages(stages, up_to_date, output, commands, lock, launcher.jobs)
         if code == 0:
             say(f"\nall done in {duration(time.monotonic() - started)}\n")
             _report(recipe, output)

@@ -58,6 +58,14 @@ def join(settings, stage):
     if (control / f"wait_{name}").exists():
         (control / "waiting").write_text(str(os.getpid()))
         time.sleep(60)
+    if (control / f"meet_{name}").exists():  # go on once the other is here, too
+        (control / f"here_{name}").write_text("")
+        for _ in range(600):
+            if all((control / path.name.replace("meet", "here")).exists() for path in control.glob("meet_*")):
+                break
+            time.sleep(0.05)
+        else:
+            raise RuntimeError("the other never came")
     texts = [(path / "text.txt" if path.is_dir() else path).read_text() for path in settings.inputs]
     texts += [settings.word or name, str(settings.optimizer.learning_rate)]
     if stage.is_main_process:
@@ -523,3 +531,86 @@ def test_help_needs_no_recipe(capfd):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
     assert ended.value.code == 0 and "--dry_run" in capfd.readouterr().out
+
+
+def test_stages_that_read_nothing_of_each_other_run_side_by_side(run, capfd, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run.write([*CHAIN, {"name": "last", "settings": {"inputs": ["{stages.third-a}", "{stages.side}"]}}])
+    for name in ("first", "side"):
+        run.control(f"meet_{name}")
+    assert run("--jobs", "2") == 0
+    told = capfd.readouterr().out
+    assert "OMP_NUM_THREADS" in told and "side.log" in told
+    calls = run.calls()
+    assert set(calls[:2]) == {"first", "side"}
+    place = calls.index
+    assert place("first") < place("second") < place("third-a") < place("last")
+    assert (run.output / "last" / "text.txt").read_text().startswith("raw first 1.0 second 0.0003 a 1.0 it's aside 1.0")
+    assert "side: done" in told and "tools/join: done" in (run.output / "side.log").read_text()
+    assert run("--jobs", "2") == 0 and run.calls() == []
+
+
+def test_one_alone_would_wait_for_ever(run):
+    """What the test above stands on: with one job the two stages do not meet."""
+    for name in ("first", "side"):
+        run.control(f"meet_{name}")
+    process = run.start("--jobs", "1")
+    run_until = time.monotonic() + 10
+    while not (run.folder / "here_first").exists():
+        assert time.monotonic() < run_until
+        time.sleep(0.05)
+    time.sleep(1)
+    assert not (run.folder / "here_side").exists()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+
+
+def test_after_a_failure_none_is_started_and_the_others_end(run, capfd):
+    run.control("refuse_first")
+    run.control("meet_side")
+    assert run("--jobs", "2") == 2
+    told = capfd.readouterr().out
+    assert "the input is bad" in told and "first: failed with exit code 2" in told and "side: done" in told
+    assert "second" not in run.calls()
+    (run.folder / "refuse_first").unlink()
+    assert run("--jobs", "2") == 0
+    assert sorted(run.calls()) == ["first", "second", "third-a", "third-b"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_all_that_run(run, number):
+    run.control("wait_first")
+    run.control("wait_side")
+    process = run.start("--jobs", "2")
+    end = time.monotonic() + 30
+    while len(run.folder.joinpath("calls.txt").read_text().split() if (run.folder / "calls.txt").exists() else []) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert out.count(f"stopped by {number.name}") == 2
+
+
+def test_the_commands_of_what_could_run_now(run, capfd):
+    assert run("--commands") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert [line.rpartition("/")[2] for line in lines] == ["first", "side"]
+    assert run.calls() == []
+    for line in lines:
+        subprocess.run(f"{sys.executable} {line}", shell=True, check=True)
+    assert run("--commands") == 0
+    assert [line.rpartition("/")[2] for line in capfd.readouterr().out.splitlines()] == ["second"]
+
+
+def test_jobs_with_gpus_have_one_each():
+    stage = RecipeStage("a", "a", PROJECT / "finetune/ner.py", "accelerate", {}, ())
+    launcher = Launcher(processes=1, on_cpu=False, config=None, jobs=3, gpus=2)
+    visible = [command_of(stage, Path("out"), launcher, slot=slot).environment for slot in range(3)]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in visible] == ["0", "1", "0"]
+
+
+def test_no_jobs_are_refused(run, capfd):
+    assert run("--jobs", "0") == 2
+    assert "it takes at least one" in capfd.readouterr().err

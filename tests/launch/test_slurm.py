@@ -15,7 +15,8 @@ from tiny_models import PROJECT, environment, make_corpus, make_encoder
 from launch.interruption import REQUEUE_EXIT_CODE
 from launch.stage import read_manifest
 
-SCRIPTS = sorted((PROJECT / "launch/slurm").glob("*.sbatch"))
+ARRAY = PROJECT / "launch/slurm/array.sbatch"
+SCRIPTS = sorted(set((PROJECT / "launch/slurm").glob("*.sbatch")) - {ARRAY})
 PATIENCE_SECONDS = 120
 JOB = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NTASKS": "2", "SLURM_CPUS_PER_TASK": "1"}
 
@@ -90,7 +91,7 @@ def options(script: Path) -> set[str]:
     return {line.removeprefix("#SBATCH ") for line in script.read_text().splitlines() if line.startswith("#SBATCH ")}
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, ARRAY], ids=lambda script: script.name)
 def test_scripts_are_queued_again_and_told_in_time(script):
     assert {"--requeue", "--signal=B:TERM@120", "--open-mode=append"} <= options(script)
 
@@ -100,7 +101,7 @@ def test_there_is_a_script_for_one_node_and_one_for_many():
     assert nodes == {"one_node.sbatch": "--nodes=1", "many_nodes.sbatch": "--nodes=2"}
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, PROJECT / "launch/slurm/start.sh"], ids=lambda script: script.name)
+@pytest.mark.parametrize("script", [*SCRIPTS, ARRAY, PROJECT / "launch/slurm/start.sh"], ids=lambda script: script.name)
 def test_shell_understands_them(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
 
@@ -126,6 +127,27 @@ def test_a_stage_that_stopped_with_a_checkpoint_is_queued_again_and_goes_on(scri
     again = start(script, slurm, str(tmp_path / "stage.py"), str(tmp_path), "75")
     output, _ = again.communicate(timeout=PATIENCE_SECONDS)
     assert again.returncode == 0, output
+    assert (tmp_path / "calls").read_text().count("scontrol requeue") == 1
+
+
+def test_a_task_of_an_array_runs_its_line_and_is_queued_again(slurm, tmp_path):
+    stage, place = tmp_path / "stage.py", tmp_path / "it's here"
+    place.mkdir()
+    lines = [[stage, tmp_path, "2"], [stage, place, "75"]]
+    commands = tmp_path / "commands.txt"
+    commands.write_text("".join(shlex.join(map(str, line)) + "\n" for line in lines))
+    one = slurm | {"SLURM_NTASKS": "1"}
+    first = start(ARRAY, one | {"SLURM_ARRAY_TASK_ID": "1"}, str(commands))
+    first.communicate(timeout=PATIENCE_SECONDS)
+    assert first.returncode == 2
+    second = start(ARRAY, one | {"SLURM_ARRAY_TASK_ID": "2"}, str(commands))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not (place / "ready-0").exists():
+        assert second.poll() is None and time.monotonic() < deadline, second.communicate()[0]
+        time.sleep(0.02)
+    second.send_signal(signal.SIGTERM)
+    output, _ = second.communicate(timeout=PATIENCE_SECONDS)
+    assert second.returncode == REQUEUE_EXIT_CODE, output
     assert (tmp_path / "calls").read_text().count("scontrol requeue") == 1
 
 
