@@ -63,6 +63,7 @@ def render_model_card(
         is_ner=is_ner,
         word_system=_word_system(manifest),
         settings=settings,
+        word_shapes=(config or {}).get("word_shapes") or (settings.get("input") or {}).get("word_shapes"),
         head=settings.get("head", "softmax"),
         base=base_model(chain),
         chain=chain,

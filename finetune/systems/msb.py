@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BatchEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from finetune.crf import LinearChainCRF
 from finetune.tags import TagScheme
+from finetune.word_shapes import shape_of
 
 
 class MSBConfig(PreTrainedConfig):
@@ -99,17 +100,27 @@ class MSBForTokenClassification(PreTrainedModel):
         """Scores of each label at each piece, ``logits`` [B, T, L]; see
         :class:`finetune.tagger.PieceTagger` for words and the CRF.
 
-        ``shape_ids`` [B, T] are read by a model with ``word_shapes`` alone: each piece's embedding has that of its word's
-        shape added to it.
+        ``shape_ids`` [B, T] are for a model with ``word_shapes``, which raises ValueError without them: each piece's
+        embedding has that of its word's shape added to it.
         """
         inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if self.config.word_shapes and shape_ids is not None:
+        if self.config.word_shapes:
+            if shape_ids is None:
+                raise ValueError(
+                    "this model reads how words are written, too: give shape_ids, as shape_ids_of makes them"
+                )
             pieces_BTH = self.encoder.get_input_embeddings()(input_ids)
             inputs["inputs_embeds"] = pieces_BTH + self.shape_embeddings(shape_ids)
         else:
             inputs["input_ids"] = input_ids
         hidden_BTH = self.encoder(**inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BTH)))
+
+    @staticmethod
+    def shape_ids_of(words: list[str], encoding: BatchEncoding) -> torch.Tensor:
+        """``shape_ids`` [1, T] of one tweet, given as words, from what a fast tokenizer made of them."""
+        pieces = zip(encoding.sequence_ids(0), encoding.word_ids(0), strict=True)
+        return torch.tensor([[shape_of(words[word]) if segment == 0 else 0 for segment, word in pieces]])
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:

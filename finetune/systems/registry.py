@@ -46,7 +46,10 @@ STOCK = System(AutoModelForTokenClassification, PieceTagger, load_piece_reader)
 
 SYSTEMS = {
     MSBConfig.model_type: System(
-        MSBForTokenClassification, PieceTagger, load_piece_reader, ("systems/msb.py", "crf.py", "tags.py")
+        MSBForTokenClassification,
+        PieceTagger,
+        load_piece_reader,
+        ("systems/msb.py", "crf.py", "tags.py", "word_shapes.py"),
     ),
     **{
         model_class.config_class.model_type: System(

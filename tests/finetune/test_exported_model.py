@@ -76,7 +76,7 @@ def test_a_folder_with_a_crf_loads_elsewhere_with_its_own_code(trained, tmp_path
 def test_the_code_beside_the_weights_is_ours(trained):
     """Nothing of it needs the toolkit, and nothing is beside a stock model."""
     folder = trained("crf")
-    for name in ("msb.py", "crf.py", "tags.py"):
+    for name in ("msb.py", "crf.py", "tags.py", "word_shapes.py"):
         lines = (folder / name).read_text(encoding="utf-8").splitlines()
         imports = [line for line in lines if line.startswith(("import ", "from "))]
         assert not any("finetune" in line or "launch" in line or "data_prep" in line for line in imports)

@@ -67,7 +67,7 @@ def test_what_the_folder_holds(trained, head):
     folder = trained(head, "BIO")
     names = {path.name for path in folder.iterdir()}
     records = {"README.md", "config.yaml", "manifest.json", "metrics.jsonl", "scores.json", "predictions"}
-    code = {"msb.py", "crf.py", "tags.py"} if head == "crf" else set()
+    code = {"msb.py", "crf.py", "tags.py", "word_shapes.py"} if head == "crf" else set()
     assert names == records | code | {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     config = read_json(folder / "config.json")
     assert [config["id2label"][str(i)] for i in range(9)] == TagScheme("BIO").labels

@@ -1,7 +1,9 @@
 """Word shapes: what each word is, where the model reads it, and that a model begins as its encoder was pretrained."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny_ner import make_tokenizer
 from finetune import ner
 from finetune.features import InputFormat, collate, encode
 from finetune.ner import NERSettings, build_model
+from finetune.recognizer import Recognizer
 from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
 from finetune.word_shapes import SHAPES, shape_of
@@ -70,6 +73,8 @@ def test_a_new_model_computes_what_one_without_shapes_does_and_then_learns_them(
     with torch.no_grad():
         model.shape_embeddings.weight[SHAPES.index("capitalised")] = torch.randn(32)
     assert not torch.allclose(tagger(**batch), loss)
+    with pytest.raises(ValueError, match="give shape_ids"):
+        tagger(**unread)
 
 
 def run(tmp_path: Path, *arguments: object) -> int:
@@ -84,3 +89,19 @@ def test_what_cannot_read_shapes_is_refused(tmp_path, encoder, named, trained, c
     assert run(tmp_path, *recognizer, "--input.maximum_length", "64", "--input.image_length", "8") == 2
     assert "recognizer without word shapes" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_exported_folder_reads_shapes_without_the_toolkit_s_reader(tmp_path, encoder, named):
+    """By what its model card says, word for word, and with the labels that the recognizer's own reader gives."""
+    layout = ["--input.word_shapes", "true", "--input.maximum_length", "64", "--input.image_length", "8"]
+    assert run(tmp_path, "--encoder", encoder, "--data", named, "--image_words", "none", *layout) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert "shape_ids_of" in snippet
+    names: dict[str, Any] = {}
+    exec(snippet.replace("PATH_OR_REPOSITORY", str(tmp_path / "out")), names)
+    words, encoding = names["words"], names["encoding"]
+    recognizer = Recognizer.from_pretrained(tmp_path / "out")
+    batch = recognizer.reader.read([words], [[]]).batch([0])
+    assert encoding["shape_ids"].tolist() == batch["shape_ids_BT"].tolist()
+    assert encoding["input_ids"].tolist() == batch["input_ids_BT"].tolist()
