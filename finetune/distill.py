@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.layout import ENTITY_TYPES
-from finetune.distillation import Distillation, DistillationSettings, SoftPieceTagger, read_soft_labels
+from finetune.distillation import DistillationSettings, SoftPieceTagger, make_task, read_soft_labels
 from finetune.ner import NERSettings, learning_rate_of, model_and_reader
 from finetune.tags import TagScheme
 from finetune.training import read_splits, train_recognizer
@@ -54,19 +54,8 @@ def distill(settings: DistillSettings, stage: Stage) -> None:
     model, reader = model_and_reader(settings, stage, scheme)
     soft = read_soft_labels(settings.soft_labels, scheme, settings.image_words != "none")
     splits = read_splits(settings, stage, reader)
-    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
-
     tagger = SoftPieceTagger(model, soft.crf, settings.temperature)
-    task = Distillation(
-        soft,
-        reader,
-        splits["train"],
-        splits["validation"],
-        scheme,
-        settings.tweets_per_step,
-        settings.gold_repeats,
-        settings.seed,
-    )
+    task = make_task(settings, stage, soft, reader, splits, scheme)
     learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, learning_rates, task)
 

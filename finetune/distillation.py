@@ -25,6 +25,7 @@ from finetune.training import RecognizerSettings
 from launch.errors import InputError
 from launch.loop import Batch
 from launch.settings import NOT_IDENTITY
+from launch.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -184,3 +185,25 @@ class Distillation(Tagging):
         """Ids of the texts and tweets."""
         tweets = [unit - self.texts for unit in units if unit >= self.texts]
         return [self.soft.ids[unit] for unit in units if unit < self.texts] + super().sample_ids(tweets)
+
+
+def make_task(
+    settings: DistillationSettings,
+    stage: Stage,
+    soft: SoftLabels,
+    reader: Reader,
+    splits: dict[str, Split],
+    scheme: TagScheme,
+) -> Distillation:
+    """The task of a stage, whose facts say how much there is to learn from."""
+    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
+    return Distillation(
+        soft,
+        reader,
+        splits["train"],
+        splits["validation"],
+        scheme,
+        settings.tweets_per_step,
+        settings.gold_repeats,
+        settings.seed,
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.layout import ENTITY_TYPES
-from finetune.distillation import Distillation, DistillationSettings, SoftWordTagger, read_soft_labels
+from finetune.distillation import DistillationSettings, SoftWordTagger, make_task, read_soft_labels
 from finetune.tagging import read_rows
 from finetune.tags import TagScheme
 from finetune.training import SPLITS, train_recognizer
@@ -67,19 +67,8 @@ def word_distill(settings: WordDistillSettings, stage: Stage) -> None:
     frequent = {word: count for word, count in counts.items() if count >= SEEN_AT_LEAST}
     model, reader = model_and_reader(settings, stage, scheme, rows, frequent)
     splits = read_splits(settings, stage, reader, rows)
-    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
-
     tagger = SoftWordTagger(model, soft.crf, settings.temperature)
-    task = Distillation(
-        soft,
-        reader,
-        splits["train"],
-        splits["validation"],
-        scheme,
-        settings.tweets_per_step,
-        settings.gold_repeats,
-        settings.seed,
-    )
+    task = make_task(settings, stage, soft, reader, splits, scheme)
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, task=task)
 
 
