@@ -1,10 +1,9 @@
-"""The mean of the weights of several recognizers, trained on from the same one: a better recognizer of the same size.
+"""The mean of the weights of several recognizers that were trained on from the same one: one recognizer of their size.
 
     python finetune/average.py --recognizers '[RUN_1, RUN_2, RUN_3]' --data TMN --output RECOGNIZER
 
 ("Model soups", Wortsman et al., 2022.) Runs of `finetune/ner.py` or `distill.py` that differ in their seed alone, and start
-from one encoder, lie close enough together that the mean of their weights is as good as the mean of their predictions
-nearly is. It is scored as they were.
+from one encoder, may lie so close together that the mean of their weights is better than each: its scores tell.
 """
 
 from __future__ import annotations
