@@ -23,12 +23,13 @@ import fcntl
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,16 @@ class Launcher:
     jobs: int = 1
     """Stages that may run side by side: each has its share of the cores, and a GPU if there are any."""
     gpus: int = 0
+    ports: tuple[int, ...] = ()
+    """Where the processes of each job meet; accelerate by itself takes one port for all."""
 
     def threads(self, processes: int) -> dict[str, str]:
         """The variable that gives each of a stage's processes its share of the cores, unless it is set already."""
         share = max(1, _cores() // (processes * self.jobs))
         return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
 
-    def command(self) -> tuple[list[str], dict[str, str]]:
-        """The command before the script, and the variables it needs in its environment."""
+    def command(self, slot: int = 0) -> tuple[list[str], dict[str, str]]:
+        """The command before the script, in a slot of those that run side by side, and the variables it needs."""
         threads = self.threads(self.processes)
         if self.plain and self.on_cpu and self.processes > 1:
             # accelerate launch starts a single process on a CPU, whatever --num_processes says.
@@ -84,17 +87,21 @@ class Launcher:
             start += ["--multi_gpu"]
         if not self.plain or self.processes > 1:
             start += ["--num_processes", str(self.processes)]
+            if self.ports:
+                start += ["--main_process_port", str(self.ports[slot])]
         return start, threads if self.on_cpu else {}  # without it accelerate launch gives a process one thread
 
 
 def command_of(stage: RecipeStage, output: Path, launcher: Launcher, overwrite: bool = False, slot: int = 0) -> Command:
     """The command of one stage of a recipe that writes to ``output``, in a slot of those that run side by side."""
     if stage.launch == "accelerate":
-        start, environment = launcher.command()
+        start, environment = launcher.command(slot)
     else:
         start, environment = [_python()], launcher.threads(1) if launcher.jobs > 1 else {}
     if launcher.jobs > 1 and launcher.gpus:
-        environment |= {"CUDA_VISIBLE_DEVICES": str(slot % launcher.gpus)}
+        given = os.environ.get("CUDA_VISIBLE_DEVICES")  # by a batch system, for one: the others are not ours
+        visible = given.split(",") if given else [str(number) for number in range(launcher.gpus)]
+        environment |= {"CUDA_VISIBLE_DEVICES": visible[slot % launcher.gpus]}
     return Command([*start, shortest(stage.script), *stage_arguments(stage, output, overwrite)], environment)
 
 
@@ -235,6 +242,10 @@ def choose_launcher(processes: int | None, config: Path | None, stages: list[Rec
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: it takes at least one.")
     configured = _read_launch_config(config) if config is not None else {}
+    if jobs > 1 and configured.get("num_machines", 1) > 1:
+        raise InputError(
+            f"--jobs {jobs}: {config} starts a stage on several machines. Run one at a time, or change it."
+        )
     devices = 0
     if any(stage.launch == "accelerate" for stage in stages):
         import torch  # takes seconds, and data preparation alone does without it
@@ -251,10 +262,18 @@ def choose_launcher(processes: int | None, config: Path | None, stages: list[Rec
         on_cpu=on_cpu,
         jobs=jobs,
         gpus=0 if on_cpu else devices,
+        ports=free_ports(jobs) if jobs > 1 else (),
         config=config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None),
         plain=configured.get("distributed_type", "NO") in ("NO", "MULTI_CPU", "MULTI_GPU")
         and configured.get("num_machines", 1) == 1,
     )
+
+
+def free_ports(count: int) -> tuple[int, ...]:
+    """As many ports of this machine that nobody listens on, each another."""
+    with ExitStack() as held:  # all at once, so that they differ
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return tuple(one.getsockname()[1] for one in sockets)
 
 
 def _read_launch_config(path: Path) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Running:
     """Where its output goes; None for the pipeline's own."""
     process: subprocess.Popen = field(init=False)
     started: float = field(init=False)
+    log_begins: int = field(init=False, default=0)
+    """Where this start begins in the log, which keeps what earlier ones wrote."""
 
     def start(self, lock: int) -> None:
         """Start it. It holds the pipeline's lock, too: a pipeline that is killed outright leaves its stages running, and
@@ -64,6 +66,7 @@ class Running:
             self.process = subprocess.Popen(self.command.arguments, **options)
         else:
             with open(self.log, "ab") as log:
+                self.log_begins = log.tell()
                 options |= {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
                 self.process = subprocess.Popen(self.command.arguments, **options)
 
@@ -110,7 +113,7 @@ class Running:
         if code != 0:
             what = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
             if self.log is not None:
-                say(last_lines(self.log))
+                say(last_lines(self.log, self.log_begins))
             say(f"{self.label}: failed with {what} {after}. This command repeats it:\n  {self.command}")
             say("When it is mended, the same pipeline command goes on from here.")
             return code if code > 0 else 128 - code
@@ -189,14 +192,23 @@ def signals_passed_on(running: list[Running]) -> Iterator[list[signal.Signals]]:
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGHUP, *STOP_SIGNALS)}
     try:
         yield came
+    except BaseException:  # the pipeline itself fails: what it started would go on unseen
+        for one in running:
+            one.pass_on(signal.SIGTERM)
+        for one in running:
+            one.process.wait()
+            one.end()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def last_lines(log: Path) -> str:
-    """The end of a log, of a progress bar what was last to be seen."""
-    text = log.read_bytes()[-20_000:].decode(errors="replace")
+def last_lines(log: Path, begins: int = 0) -> str:
+    """The end of a log after ``begins``, of a progress bar what was last to be seen."""
+    with open(log, "rb") as file:
+        file.seek(max(begins, log.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace")
     lines = [line.rpartition("\r")[2] for line in text.rstrip().split("\n")]
     return "\n".join(lines[-LINES_SHOWN:])
 

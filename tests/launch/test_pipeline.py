@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from launch import pipeline
+from launch.errors import InputError
 from launch.interruption import REQUEUE_EXIT_CODE
 from launch.pipeline import Command, Launcher, command_of, duration, flags, main, shortest
 from launch.recipe import PROJECT, RecipeStage, read_recipe
+from launch.running import last_lines
 from launch.stage import read_manifest
 
 STAGE = '''
@@ -614,3 +616,52 @@ def test_jobs_with_gpus_have_one_each():
 def test_no_jobs_are_refused(run, capfd):
     assert run("--jobs", "0") == 2
     assert "it takes at least one" in capfd.readouterr().err
+
+
+def test_jobs_keep_to_the_gpus_that_they_were_given(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    stage = RecipeStage("a", "a", PROJECT / "finetune/ner.py", "accelerate", {}, ())
+    launcher = Launcher(processes=1, on_cpu=False, config=None, jobs=3, gpus=2)
+    visible = [command_of(stage, Path("out"), launcher, slot=slot).environment for slot in range(3)]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in visible] == ["2", "3", "2"]
+
+
+def test_no_two_jobs_meet_at_one_port(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "num_processes": 2}))
+    stage = RecipeStage("a", "a", PROJECT / "pretrain/mlm.py", "accelerate", {}, ())
+    launcher = pipeline.choose_launcher(None, config, [stage], jobs=3)
+    commands = [command_of(stage, Path("out"), launcher, slot=slot).arguments for slot in range(3)]
+    assert len({command[command.index("--main_process_port") + 1] for command in commands}) == 3
+    one = pipeline.choose_launcher(None, config, [stage])
+    assert "--main_process_port" not in command_of(stage, Path("out"), one).arguments
+    config.write_text(yaml.safe_dump({"distributed_type": "MULTI_GPU", "num_machines": 2}))
+    with pytest.raises(InputError, match="several machines"):
+        pipeline.choose_launcher(None, config, [stage], jobs=2)
+
+
+def test_the_last_lines_are_those_of_this_start(tmp_path):
+    log = tmp_path / "a.log"
+    log.write_text("of an earlier start\n")
+    begins = log.stat().st_size
+    assert last_lines(log, begins) == ""
+    with open(log, "a") as file:
+        file.write("bar 1%\rbar 2%\nthe error\n")
+    assert last_lines(log, begins) == "bar 2%\nthe error"
+
+
+def test_a_pipeline_that_fails_itself_leaves_no_stage_running(run):
+    run.write([{"name": "first"}, {"name": "side"}])
+    run.control("wait_first")
+    (run.output / "side.log").mkdir(parents=True)  # no log can be opened there
+    started = run.start("--jobs", "2")
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 1 and "side.log" in errors
+    waiting = run.folder / "waiting"
+    if waiting.exists() and waiting.read_text():
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(waiting.read_text()), 0)
+    assert run("--until", "first", "--dry_run") == 0
+    with pipeline.locked(run.output):
+        pass  # nothing holds it any more

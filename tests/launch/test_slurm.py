@@ -151,6 +151,17 @@ def test_a_task_of_an_array_runs_its_line_and_is_queued_again(slurm, tmp_path):
     assert (tmp_path / "calls").read_text().count("scontrol requeue") == 1
 
 
+def test_a_task_of_an_array_without_a_command_fails(slurm, tmp_path):
+    commands = tmp_path / "commands.txt"
+    commands.write_text(f"{tmp_path / 'stage.py'} {tmp_path} 0\n")
+    for task, arguments in [("1", []), ("1", [str(tmp_path / "nothing.txt")]), ("2", [str(commands)])]:
+        one = slurm | {"SLURM_NTASKS": "1", "SLURM_ARRAY_TASK_ID": task}
+        job = start(ARRAY, one, *arguments)
+        output, _ = job.communicate(timeout=PATIENCE_SECONDS)
+        assert job.returncode not in (0, REQUEUE_EXIT_CODE) and output
+    assert "srun" not in (tmp_path / "calls").read_text()
+
+
 @pytest.mark.parametrize("code", [0, 2])
 def test_other_exit_codes_are_the_job_s_own(code, slurm, tmp_path):
     job = start(SCRIPTS[0], slurm, str(tmp_path / "stage.py"), str(tmp_path), str(code))
