@@ -1,16 +1,15 @@
 """Features in the style of Stanford NER (Finkel et al. 2005 [23], Table 4's first row), for a linear-chain CRF.
 
-The templates are those of the paper's Table 1 for named-entity recognition, with details of two settings that the program
-publishes: its example's (`austen.prop`: `maxNGramLeng=6`, `wordShape=chris2useLC`) and those of its model for CoNLL's four
-types (`english.conll.4class.nodistsim.prop`: `disjunctionWidth=4`, `useLastRealWord`, `useNextRealWord`); `useClassFeature`,
-`useWord`, `usePrev`, `useNext`, `useNGrams`, `useTypeSeqs` and `useDisjunctive` are in both. It is neither as a whole: both
-have `noMidNGrams`, which keeps only parts at either end of a word, and here the middle ones are there, too; the model for
-CoNLL has parts of any length and the shape `dan2useLC`. The names of the templates are the program's own.
+The templates are those of the paper's Table 1 for named-entity recognition, as the program makes them
+(`NERFeatureFactory.java`) with the settings of its published example (`austen.prop`: `useClassFeature`, `useWord`, `usePrev`,
+`useNext`, `useNGrams` with `noMidNGrams` and `maxNGramLeng=6`, `useTypeSeqs` with `wordShape=chris2useLC`, `useDisjunctive`),
+and two more of those of its model for CoNLL's four types (`english.conll.4class.nodistsim.prop`: `useLastRealWord`,
+`useNextRealWord`). `disjunctionWidth` is 4 in both. The names of the templates are the program's own.
 
 =============================  ==========================================================================================
 ``###``                        always there: a bias for each label (`useClassFeature`)
 ``WORD``, ``PW``, ``NW``       the word, the previous one, the next one
-``#…#``                        each part of ``<word>`` of 2 to 6 characters; the marks tell prefixes and suffixes
+``#…#``                        the beginnings and the ends of ``<word>`` of 2 to 6 characters
 ``TYPE``, ``PTYPE``, ``NTYPE`` shape of the word, of the previous one, of the next one (:func:`word_shape`)
 ``PCTYPE``, ``CNTYPE``,        shapes of neighbours together
 ``PCNTYPE``
@@ -21,8 +20,11 @@ CoNLL has parts of any length and the shape `dan2useLC`. The names of the templa
 
 Left out, since they need more than a tweet's words: part-of-speech tags and clusters (of Table 1 and of later models), and the
 non-local part of the paper, Gibbs sampling over a document. Left out, since CRFsuite has no features of a word and two labels:
-the program's `usePrevSequences` and `useTypeSeqs2`; a pair of labels has one weight, whatever the word. Left out of the model
-for CoNLL: `useTitle`, `useOccurrencePatterns` (names that come again within 150 words, more than a tweet has).
+the program's `usePrevSequences`, `useTypeSeqs2` and `useTypeySequences`; a pair of labels has one weight, whatever the word.
+Left out of the model for CoNLL: parts of any length and the shape `dan2useLC`, in the place of which the example's are taken;
+`useTitle`; `useOccurrencePatterns` (names that come again within 150 words, more than a tweet has). The program learns which
+words are known in lower case while it reads, tweets to be labelled included; here it is the training tweets, all of them. Its
+shapes mark names of Greek letters, for biology; these do not.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 BIAS = "###"
-PAD = "*BOUNDARY*"
-"""Stands for the words before the first and after the last one."""
+PAD = ""
+"""Stands for the words before the first and after the last one, and for their shapes."""
 LONGEST_PART = 6
 DISJUNCTION_WIDTH = 4
 SHORT_WORD = 3
@@ -44,14 +46,14 @@ class StanfordFeatures:
     """Features of each word of a tweet. ``training`` tells which words are known in lower case."""
 
     def __init__(self, training: Iterable[Sequence[str]]) -> None:
-        self.known = frozenset(word for words in training for word in words if word.islower())
+        self.known = frozenset(word for words in training for word in words if word[:1].islower())
         self._shape = cache(lambda word: word_shape(word, self.known))
 
     def __call__(self, words: Sequence[str]) -> list[list[str]]:
         """The features that are there, for each word of a tweet."""
         padding = [PAD] * DISJUNCTION_WIDTH
         padded = [*padding, *words, *padding]
-        shapes = [PAD if word is PAD else self._shape(word) for word in padded]
+        shapes = [self._shape(word) for word in padded]
         return [word_features(padded, shapes, place + DISJUNCTION_WIDTH) for place in range(len(words))]
 
 
@@ -85,19 +87,15 @@ def word_features(words: list[str], shapes: list[str], place: int) -> list[str]:
 
 @cache
 def word_parts(word: str) -> tuple[str, ...]:
-    """Each part of ``<word>`` of 2 to 6 characters, once.
+    """The beginnings and the ends of ``<word>`` of 2 to 6 characters, each once.
 
     >>> word_parts("Al")
-    ('#<A#', '#<Al#', '#<Al>#', '#Al#', '#Al>#', '#l>#')
+    ('#<A#', '#<Al#', '#<Al>#', '#l>#', '#Al>#')
     """
     marked = f"<{word}>"
-    return tuple(
-        dict.fromkeys(
-            f"#{marked[start:end]}#"
-            for start in range(len(marked) - 1)
-            for end in range(start + 2, min(len(marked), start + LONGEST_PART) + 1)
-        )
-    )
+    lengths = range(2, min(LONGEST_PART, len(marked)) + 1)
+    parts = [*(marked[:length] for length in lengths), *(marked[-length:] for length in lengths)]
+    return tuple(dict.fromkeys(f"#{part}#" for part in parts))
 
 
 def word_shape(word: str, known: frozenset[str] = frozenset()) -> str:

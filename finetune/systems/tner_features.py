@@ -1,34 +1,39 @@
 """Features in the style of T-NER (Ritter et al. 2011 [24], Table 4's T-NER row), for a linear-chain CRF.
 
 The templates are those of the paper's section 3.1 (orthographic, contextual and dictionary features, Brown clusters, an
-informative or uninformative capitalisation), with the details of the published program.
+informative or uninformative capitalisation), as the published program makes them (`python/ner/Features.py`), with its names.
 
 ==============================  =========================================================================================
-``word``, ``lower``             the word, and in lower case
+``word``, ``word_lower``        the word, and in lower case
 ``prefix``, ``suffix``          its first and its last 1, 2 and 3 characters, in lower case, if it has 4 or more
-``INITCAP``, ``ALLCAP``         begins with a capital; is all capitals; each a second time with ``+GOODCAP`` where the
+``INITCAP``, ``ALLCAP``         begins with a capital; is all capitals; each a second time with ``_AND_GOODCAP`` where the
                                 tweet's capitalisation is informative
-``HASDIGIT``, ``SINGLEDIGIT``,  holds a digit; is one digit; is two
-``DOUBLEDIGIT``
-``HASDASH``, ``PUNCTUATION``    holds a dash; is punctuation
+``HASDIGIT``, ``HASDASH``       holds a digit, a dash
+``SINGLEDIGIT``,                begins with a digit, with two, with a punctuation mark
+``DOUBLEDIGIT``,
+``PUNCTUATION``
 ``DICT``, ``DICTWIN``           a phrase of at most 5 words around the word is in the dictionary of this name; its length, if
-                                it is more than one word
-``BROWN``                       first 4, 8, 12, 16 and 20 bits of the word's path in a hierarchical clustering
-``p1:…``, ``n1:…``              all of these of the previous word and of the next one
-``LEFT_WINDOW``,                is among the 3 words to the left, or to the right
-``RIGHT_WINDOW``
+                                it is more than one word. (A phrase that the tweet's end cuts short counts as whole.)
+``BROWN``                       first 5, 9 and 13 bits of the word's path in a hierarchical clustering
+``p1=…``, ``n1=…``              all of these of the previous word and of the next one
+``LEFT_WINDOW``                 is among the 3 words to the left, but for the tweet's first
+``RIGHT_WINDOW``                is among the 2 words to the right
 ``BEGIN``                       is the first word
-``GOODCAP``                     whether the tweet's capitalisation is informative
+``QUOTED``                      stands between quotation marks
+``goodCap``                     whether the tweet's capitalisation is informative
+``DOMAIN=Twitter``              always there: a bias for each label
 ==============================  =========================================================================================
 
 What differs from the original: segmentation and types are one CRF, not a CRF and LabeledLDA over Freebase's types; its
-part-of-speech tagger and chunker, and their features, are left out; dictionaries are what the user has, not Freebase's;
-clusters are those of `pretrain/word_clusters.py`, not Brown's. Whether capitalisation is informative is said there by an SVM
-trained on labelled tweets; :func:`has_informative_capitals` is a stand-in for it.
+part-of-speech tagger and chunker, and their features, are left out; dictionaries are what the user has, not Freebase's, and
+lose the punctuation around a phrase; clusters are those of `pretrain/word_clusters.py`, not Brown's of 20 bits, and a word is
+looked up as it is written, then in lower case, not only in lower case. Whether capitalisation is informative is said there by
+an SVM trained on labelled tweets; :func:`has_informative_capitals` is a stand-in for it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -37,10 +42,22 @@ from pathlib import Path
 
 from launch.errors import InputError
 
-PREFIX_BITS = (4, 8, 12, 16, 20)
+PREFIX_BITS = (5, 9, 13)
 LONGEST_PHRASE = 5
-WINDOW = 3
+LEFT, RIGHT = 3, 2
 SHORTEST_WITH_AFFIXES = 4
+FORMS = {
+    "INITCAP": re.compile(r"[A-Z]"),
+    "ALLCAP": re.compile(r"[A-Z]+\Z"),
+    "HASDIGIT": re.compile(r".*[0-9]", re.DOTALL),
+    "SINGLEDIGIT": re.compile(r"[0-9]"),
+    "DOUBLEDIGIT": re.compile(r"[0-9][0-9]"),
+    "HASDASH": re.compile(r".*-", re.DOTALL),
+    "PUNCTUATION": re.compile(r"[!-+.,;:?]"),
+}
+"""What words begin with, by name. The last one has a range, from ``!`` to ``+``, by the program's oversight: ``#`` is in it."""
+CAPITALS = ("INITCAP", "ALLCAP")
+QUOTATIONS = (re.compile("' ([^']+) '"), re.compile('" ([^"]+) "'))
 CAPITALISED_SHARE = 0.5
 """A tweet in which more of the words begin with a capital is a headline, or shouts."""
 FREELY_CAPITALISED = re.compile(r"[.?!:\"]|@.+|https?:.+")
@@ -62,16 +79,19 @@ class TNERFeatures:
             for word, found in zip(words, self._dictionary_features(words), strict=True)
         ]
         features = []
-        for place in range(len(words)):
-            row = [*own[place], f"GOODCAP={good}"]
-            row += {f"LEFT_WINDOW={word}": None for word in words[max(0, place - WINDOW) : place]}
-            row += {f"RIGHT_WINDOW={word}": None for word in words[place + 1 : place + 1 + WINDOW]}
+        for place, is_quoted in enumerate(quoted(words)):
+            row = [*own[place], f"goodCap={good}", "DOMAIN=Twitter"]
+            # The program's window begins after the tweet's first word, and ends a word early on the right.
+            row += {f"LEFT_WINDOW={word}": None for word in words[max(1, place - LEFT) : place]}
+            row += {f"RIGHT_WINDOW={word}": None for word in words[place + 1 : place + 1 + RIGHT]}
+            if is_quoted:
+                row.append("QUOTED")
             if place == 0:
                 row.append("BEGIN")
             else:
-                row += [f"p1:{feature}" for feature in own[place - 1]]
+                row += [f"p1={feature}" for feature in own[place - 1]]
             if place + 1 < len(words):
-                row += [f"n1:{feature}" for feature in own[place + 1]]
+                row += [f"n1={feature}" for feature in own[place + 1]]
             features.append(row)
         return features
 
@@ -86,12 +106,12 @@ class TNERFeatures:
         found: list[dict[str, None]] = [{} for _ in words]
         if self.dictionaries:
             for start in range(len(words)):
-                for end in range(start + 1, min(len(words), start + LONGEST_PHRASE) + 1):
-                    for name in self.dictionaries.get(phrase(" ".join(words[start:end])), ()):
-                        for features in found[start:end]:
+                for length in range(1, LONGEST_PHRASE + 1):
+                    for name in self.dictionaries.get(phrase(" ".join(words[start : start + length])), ()):
+                        for features in found[start : start + length]:
                             features[f"DICT={name}"] = None
-                            if end - start > 1:
-                                features[f"DICTWIN={end - start}"] = None
+                            if length > 1:
+                                features[f"DICTWIN={length}"] = None
         return [list(features) for features in found]
 
 
@@ -99,25 +119,29 @@ def orthographic_features(word: str, good_capitals: bool) -> list[str]:
     """Features of a word's form.
 
     >>> orthographic_features("U2", False)
-    ['word=U2', 'lower=u2', 'INITCAP', 'HASDIGIT']
+    ['word=U2', 'word_lower=u2', 'INITCAP', 'HASDIGIT']
     """
     lower = word.lower()
-    features = [f"word={word}", f"lower={lower}"]
+    features = [f"word={word}", f"word_lower={lower}"]
     if len(word) >= SHORTEST_WITH_AFFIXES:
         features += [f"prefix={lower[:length]}" for length in (1, 2, 3)]
         features += [f"suffix={lower[-length:]}" for length in (1, 2, 3)]
-    for name, is_so in (("INITCAP", word[:1].isupper()), ("ALLCAP", word.isalpha() and word.isupper())):
-        if is_so:
-            features += [name, f"{name}+GOODCAP"] if good_capitals else [name]
-    if any(character.isdigit() for character in word):
-        features.append("HASDIGIT")
-        if word.isdigit() and len(word) <= 2:
-            features.append("SINGLEDIGIT" if len(word) == 1 else "DOUBLEDIGIT")
-    if "-" in word:
-        features.append("HASDASH")
-    if word and all(character in string.punctuation for character in word):
-        features.append("PUNCTUATION")
+    for name, form in FORMS.items():
+        if form.match(word):
+            features += [name, f"{name}_AND_GOODCAP"] if good_capitals and name in CAPITALS else [name]
     return features
+
+
+def quoted(words: Sequence[str]) -> list[bool]:
+    """Whether each word stands between quotation marks that are words of their own, or end or begin one.
+
+    >>> quoted('saw " Iron Man " today'.split())
+    [False, False, True, True, False, False]
+    """
+    text = " ".join(words)
+    spans = [match.span(1) for marks in QUOTATIONS for match in marks.finditer(text)]
+    places = itertools.accumulate((len(word) + 1 for word in words[:-1]), initial=0)
+    return [any(first <= place < last for first, last in spans) for place, _ in zip(places, words, strict=False)]
 
 
 def has_informative_capitals(words: Sequence[str]) -> bool:

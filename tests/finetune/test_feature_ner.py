@@ -8,8 +8,8 @@ from tiny_ner import ODD, make_ner, make_row, named_tweet
 
 from finetune import feature_ner
 from finetune.systems import tner_features
-from finetune.systems.stanford_features import PAD, StanfordFeatures, word_parts, word_shape
-from finetune.systems.tner_features import TNERFeatures, has_informative_capitals, orthographic_features
+from finetune.systems.stanford_features import StanfordFeatures, word_parts, word_shape
+from finetune.systems.tner_features import TNERFeatures, has_informative_capitals, orthographic_features, quoted
 from launch.errors import InputError
 
 
@@ -48,56 +48,97 @@ def test_word_shapes(word, shape):
 
 
 def test_shapes_mark_words_known_in_lower_case():
-    features = StanfordFeatures([["an", "apple"]])(["Apple", "Paris", "apple2"])
-    assert [values(row, "TYPE") for row in features] == [["Xxxxxk"], ["Xxxxx"], ["xxxxd"]]
+    features = StanfordFeatures([["an", "apple", "iPad"]])(["Apple", "Paris", "apple2", "iPad", "IPAD"])
+    assert [values(row, "TYPE") for row in features] == [["Xxxxxk"], ["Xxxxx"], ["xxxxd"], ["xXxx"], ["XXXX"]]
 
 
-def test_word_parts():
-    parts = word_parts("abcdefgh")
-    assert len(parts) == len(set(parts)) == 9 + 8 + 7 + 6 + 5
-    assert {"#<a#", "#<abcde#", "#defgh>#", "#bcdefg#"} <= set(parts)
-    assert not {"#a#", "#<abcdef#"} & set(parts)
+def test_word_parts_are_beginnings_and_ends():
+    assert word_parts("abcdefgh") == (
+        *("#<a#", "#<ab#", "#<abc#", "#<abcd#", "#<abcde#"),
+        *("#h>#", "#gh>#", "#fgh>#", "#efgh>#", "#defgh>#"),
+    )
+    assert word_parts("a") == ("#<a#", "#<a>#", "#a>#")
 
 
 def test_stanford_features_of_a_word():
-    words = "we met Ann of the Red Cross in Oslo".split()
-    row = StanfordFeatures([])(words)[2]
-    assert [values(row, name) for name in ("WORD", "PW", "NW")] == [["Ann"], ["met"], ["of"]]
-    assert [values(row, name) for name in ("TYPE", "PTYPE", "NTYPE")] == [["Xxx"], ["xxx"], ["xx"]]
-    assert values(row, "PCNTYPE") == ["xxx...Xxx...xx"]
-    assert values(row, "PW_CTYPE") == ["met...Xxx"] and values(row, "NW_CTYPE") == ["Xxx...of"]
-    assert values(row, "PPW_CTYPE") == ["we...Xxx"] and values(row, "NNW_CTYPE") == ["the...Xxx"]
-    assert set(values(row, "DISJP")) == {PAD, "we", "met"}
-    assert set(values(row, "DISJN")) == {"of", "the", "Red", "Cross"}
-    assert len(row) == len(set(row))
+    assert StanfordFeatures([])("we met Ann of the Red Cross".split())[2] == [
+        *("###", "WORD=Ann", "PW=met", "NW=of", "TYPE=Xxx", "PTYPE=xxx", "NTYPE=xx"),
+        *("PW_CTYPE=met...Xxx", "NW_CTYPE=Xxx...of", "PCTYPE=xxx...Xxx", "CNTYPE=Xxx...xx", "PCNTYPE=xxx...Xxx...xx"),
+        *("#<A#", "#<An#", "#<Ann#", "#<Ann>#", "#n>#", "#nn>#", "#Ann>#"),
+        *("PPW_CTYPE=we...Xxx", "NNW_CTYPE=the...Xxx"),
+        *("DISJP=", "DISJP=we", "DISJP=met", "DISJN=of", "DISJN=the", "DISJN=Red", "DISJN=Cross"),
+    ]
+
+
+def test_stanford_features_at_the_ends_are_those_of_empty_words():
+    (row,) = StanfordFeatures([])(["Oslo"])
+    assert [values(row, name) for name in ("PW", "NW", "PTYPE", "NTYPE", "DISJP", "DISJN")] == [[""]] * 6
+    assert values(row, "PW_CTYPE") == values(row, "PPW_CTYPE") == ["...Xxxx"]
+    assert values(row, "NW_CTYPE") == ["Xxxx..."] and values(row, "NNW_CTYPE") == ["...Xxxx"]
 
 
 def test_long_neighbours_are_not_looked_past():
-    row = StanfordFeatures([])("saw Cross words today".split())[1]
-    assert values(row, "PPW_CTYPE") == [f"{PAD}...Xxxxx"] and values(row, "NNW_CTYPE") == []
+    row = StanfordFeatures([])("we saw Cross words today".split())[2]
+    assert values(row, "PPW_CTYPE") == ["we...Xxxxx"] and values(row, "NNW_CTYPE") == []
 
 
 @pytest.mark.parametrize(
     "word, names",
     [
-        ("Oslo", {"INITCAP", "INITCAP+GOODCAP"}),
-        ("NASA", {"INITCAP", "INITCAP+GOODCAP", "ALLCAP", "ALLCAP+GOODCAP"}),
-        ("7", {"HASDIGIT", "SINGLEDIGIT"}),
-        ("42", {"HASDIGIT", "DOUBLEDIGIT"}),
-        ("b-52", {"HASDIGIT", "HASDASH"}),
-        ("!!", {"PUNCTUATION"}),
+        ("Oslo", "INITCAP INITCAP_AND_GOODCAP"),
+        ("NASA", "INITCAP INITCAP_AND_GOODCAP ALLCAP ALLCAP_AND_GOODCAP"),
+        ("7", "HASDIGIT SINGLEDIGIT"),
+        ("42nd", "HASDIGIT SINGLEDIGIT DOUBLEDIGIT"),
+        ("b-52", "HASDIGIT HASDASH"),
+        ("-", "HASDASH"),
+        ("!!", "PUNCTUATION"),
+        ("#fun", "PUNCTUATION"),
+        ("@ann", ""),
     ],
 )
 def test_orthographic_features(word, names):
-    assert {feature for feature in orthographic_features(word, True) if "=" not in feature} == names
-    plain = {feature for feature in orthographic_features(word, False) if "=" not in feature}
-    assert plain == {name for name in names if not name.endswith("+GOODCAP")}
+    assert [feature for feature in orthographic_features(word, True) if "=" not in feature] == names.split()
+    plain = [feature for feature in orthographic_features(word, False) if "=" not in feature]
+    assert plain == [name for name in names.split() if not name.endswith("_AND_GOODCAP")]
 
 
 def test_affixes_are_those_of_words_of_four_characters():
-    features = orthographic_features("Oslo", True)
-    assert values(features, "prefix") == ["o", "os", "osl"] and values(features, "suffix") == ["o", "lo", "slo"]
-    assert values(orthographic_features("Rio", True), "prefix") == []
+    affixes = ["prefix=o", "prefix=os", "prefix=osl", "suffix=o", "suffix=lo", "suffix=slo"]
+    assert orthographic_features("Oslo", False) == ["word=Oslo", "word_lower=oslo", *affixes, "INITCAP"]
+    assert orthographic_features("Rio", False) == ["word=Rio", "word_lower=rio", "INITCAP"]
+
+
+def test_tner_features_of_a_word():
+    features = TNERFeatures({"rio": ["cities"]}, {"rio": "0" * 4 + "1" * 12})
+    assert features("we met Ann in Rio on May 1".split())[4] == [
+        *("word=Rio", "word_lower=rio", "INITCAP", "INITCAP_AND_GOODCAP"),
+        *("BROWN=00001", "BROWN=000011111", "BROWN=0000111111111", "DICT=cities", "goodCap=True", "DOMAIN=Twitter"),
+        *("LEFT_WINDOW=met", "LEFT_WINDOW=Ann", "LEFT_WINDOW=in", "RIGHT_WINDOW=on", "RIGHT_WINDOW=May"),
+        *("p1=word=in", "p1=word_lower=in", "n1=word=on", "n1=word_lower=on"),
+    ]
+
+
+def test_tner_windows_leave_out_the_first_word():
+    first, second, third = TNERFeatures({}, {})("we met Ann".split())
+    assert "BEGIN" in first and "BEGIN" not in second
+    assert values(first, "LEFT_WINDOW") == values(second, "LEFT_WINDOW") == [] and "p1=word=we" in second
+    assert values(third, "LEFT_WINDOW") == ["met"] and values(first, "RIGHT_WINDOW") == ["met", "Ann"]
+
+
+@pytest.mark.parametrize(
+    "tweet, expected",
+    [
+        ("he said ' oh no ' and left", "oh no"),
+        ('saw " Iron Man " and " Up "', "Iron Man Up"),
+        ("it 's \" fine", ""),
+        ('"Iron Man"', ""),
+    ],
+)
+def test_quoted_words(tweet, expected):
+    words = tweet.split()
+    assert [word for word, is_so in zip(words, quoted(words), strict=True) if is_so] == expected.split()
+    marked = ["QUOTED" in row for row in TNERFeatures({}, {})(words)]
+    assert marked == quoted(words)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +158,17 @@ def test_informative_capitals(tweet, informative):
 
 def test_dictionaries_and_clusters():
     features = TNERFeatures({"red cross": ["org"], "cross": ["words", "verbs"]}, {"cross": "0110" * 6, "red": "01"})
-    the, red, cross = features("The Red Cross".split())
+    the, red, cross, _ = features("The Red Cross said".split())
     assert values(red, "DICT") == ["org"] and values(red, "DICTWIN") == ["2"]
-    assert set(values(cross, "DICT")) == {"org", "words", "verbs"}
-    assert values(cross, "BROWN") == [("0110" * 6)[:bits] for bits in (4, 8, 12, 16, 20)]
+    assert values(cross, "DICT") == ["org", "words", "verbs"] and values(cross, "DICTWIN") == ["2"]
+    assert values(cross, "BROWN") == [("0110" * 6)[:bits] for bits in (5, 9, 13)]
     assert values(red, "BROWN") == ["01"] and values(the, "BROWN") == []
-    assert "n1:DICT=org" in the and "p1:word=The" in red and "BEGIN" in the and "BEGIN" not in red
-    assert values(cross, "LEFT_WINDOW") == ["The", "Red"] and values(the, "RIGHT_WINDOW") == ["Red", "Cross"]
+    assert "n1=DICT=org" in the and "p1=word=The" in red
+
+
+def test_a_phrase_may_be_cut_short_by_the_end_of_the_tweet():
+    (row,) = TNERFeatures({"oslo": ["cities"]}, {})(["Oslo"])
+    assert values(row, "DICT") == ["cities"] and values(row, "DICTWIN") == ["2", "3", "4", "5"]
 
 
 def test_reading_dictionaries_and_clusters(tmp_path):
