@@ -65,6 +65,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in SAMPLE.glob(files):
             shutil.copy(file, folder / "DATA" / name)
     shutil.copy(SAMPLE / "image_words.tsv", folder / "DATA" / "tmn" / "captions_blip2.tsv")
+    (folder / "DATA" / "glove.txt").write_text("the 0.1 0.2\n")
     return folder
 
 
