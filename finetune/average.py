@@ -19,7 +19,7 @@ from finetune.tagger import PieceTagger
 from finetune.tagging import predict, read_rows
 from finetune.training import SCORED, make_splits, score_recognizer
 from launch.errors import InputError
-from launch.loop import RunSettings, make_accelerator
+from launch.loop import Precision, RunSettings, make_accelerator
 from launch.paper_tables import msb_system
 from launch.pretrained import encoder_input
 from launch.publishing import PublishingSettings, run_publishing_stage
@@ -40,7 +40,7 @@ class AverageSettings(PublishingSettings):
     """What the recognizers were trained with."""
     seed: int = 1
     """Which image words are shuffled where is a function of it."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """What is scored in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32."""
 
     def __post_init__(self) -> None:
@@ -72,8 +72,11 @@ def average(settings: AverageSettings, stage: Stage) -> None:
     rows = {name: read_rows(settings.data, name, settings.image_words, settings.seed) for name in SCORED}
     splits = make_splits(rows, stage, recognizer.reader)
     stage.seeds = [settings.seed]
+    encoder = describe_encoder(recognizer.tagger.model, [])
+    head = "crf" if recognizer.tagger.has_crf else "softmax"
     stage.facts |= {
-        "system": name_of(recognizer),
+        "encoder": encoder,
+        "system": msb_system(encoder["layers"], encoder["hidden_size"], head),
         "averaged": len(settings.recognizers),
         "reads_image_words": recognizer.reads_image_words,
     }
@@ -84,12 +87,6 @@ def average(settings: AverageSettings, stage: Stage) -> None:
     )
     export(stage, accelerator, tagger.model, recognizer.reader.save)
     add_model_code(stage.folder)
-
-
-def name_of(recognizer: Recognizer) -> str:
-    """The system's name, as the runs have it."""
-    encoder = describe_encoder(recognizer.tagger.model, [])
-    return msb_system(encoder["layers"], encoder["hidden_size"], "crf" if recognizer.tagger.has_crf else "softmax")
 
 
 @torch.no_grad()

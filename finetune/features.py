@@ -139,16 +139,8 @@ def encode(
             fitting = [place for place in first_piece if place < room]
             text = [tokenizer.cls_token_id, *pieces[:room], tokenizer.sep_token_id]
             second = [*image, tokenizer.sep_token_id] if image else []
-            shapes = _shapes(words_of_tweets[start + index], first_piece, len(pieces)) if layout.word_shapes else None
-            encoded.append(
-                Encoded(
-                    text + second,
-                    len(text),
-                    [place + 1 for place in fitting],
-                    len(words),
-                    None if shapes is None else [0, *shapes[:room], 0],
-                )
-            )
+            shapes = [0, *_shapes(words, first_piece, len(pieces))[:room], 0] if layout.word_shapes else None
+            encoded.append(Encoded(text + second, len(text), [place + 1 for place in fitting], len(words), shapes))
     return encoded
 
 

@@ -28,9 +28,10 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from finetune.post_words import PostWords
-from finetune.recognizer import Precision, Recognized, Recognizer
+from finetune.recognizer import Recognized, Recognizer
 from launch.errors import InputError
 from launch.files import sync_to_disk
+from launch.loop import Precision
 from launch.settings import parse_settings
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")

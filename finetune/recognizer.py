@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,13 +25,11 @@ from finetune.systems.registry import STOCK, SYSTEMS
 from finetune.tagger import Tagger
 from finetune.tags import TagScheme, split_tag
 from launch.errors import InputError
-from launch.loop import best_precision
+from launch.loop import Precision, chosen_precision
 from launch.pretrained import encoder_input, load_pretrained
 
 READ_AT_ONCE = 64
 """Posts that go through the model together."""
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 ImageWords = Sequence[Sequence[str] | str | None]
 """For each post what is known of its image: words, or one text such as a caption, or nothing."""
@@ -89,16 +87,16 @@ class Recognizer:
         self.reader = reader
         self.scheme = scheme
         self.reads_image_words = reads_image_words
-        self.is_rounded = precision == "bf16" or (precision == "auto" and best_precision() == "bf16")
+        self.autocast = chosen_precision(precision) == "bf16"
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | None = None, precision: Precision = "fp32") -> Recognizer:
         """Load a recognizer from the output folder of `finetune/ner.py`, or from the Hub by its id.
 
-        ``device`` is torch's name for it; None takes the GPU if there is one. In the precision ``bf16`` it is several
-        times faster on hardware that has it, and one entity in some hundreds is another; ``auto`` takes it where it is
-        fast. Raises InputError for what is no such
-        recognizer. Code that lies beside the weights is never run.
+        ``device`` is torch's name for it; None takes the GPU if there is one. In the precision ``bf16`` larger models are
+        two or three times faster on hardware that has it, and one to three entities in a thousand are others; ``auto``
+        takes it where it is fast. Raises InputError for what is no such recognizer. Code that lies beside the weights is
+        never run.
         """
         name = str(model)
         config = _read_config(name)
@@ -131,7 +129,7 @@ class Recognizer:
         inputs = self.reader.read([post.words for post in posts], words_of_images)
         order = longest_first(inputs)
         results: list[Recognized | None] = [None] * len(posts)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_rounded):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             for start in range(0, len(order), READ_AT_ONCE):
                 chosen = order[start : start + READ_AT_ONCE]
                 found = self._recognize_batch([posts[i] for i in chosen], inputs, chosen)

@@ -28,7 +28,7 @@ from finetune.recognizer import Recognizer
 from finetune.teacher import Teacher, save_crf
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
-from launch.loop import RunSettings, precision_of
+from launch.loop import Precision
 from launch.pretrained import encoder_input
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
@@ -72,7 +72,7 @@ class SoftLabelSettings(DatasetStageSettings):
     """Whether teachers and student read the words of the texts' images, in a corpus that has them."""
     seed: int = 1
     """Which texts are drawn is a function of it."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """What the teachers compute in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32."""
 
 
@@ -91,14 +91,14 @@ def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
     """The stage: draw texts, split them into words, let the teachers score them."""
     if not settings.teachers:
         raise InputError("teachers: none are given. Give the folders of trained recognizers.")
-    teacher = Teacher([Recognizer.from_pretrained(name) for name in settings.teachers], settings.teachers)
-    autocast = precision_of(RunSettings(precision=settings.precision)) == "bf16"
+    recognizers = [Recognizer.from_pretrained(name, precision=settings.precision) for name in settings.teachers]
+    teacher = Teacher(recognizers, settings.teachers)
     rows = sum(pq.read_metadata(shard).num_rows for shard in shard_files(settings.data, "train"))
     chosen = draw(rows, settings.texts, settings.seed)
     stage.seeds = [settings.seed]
     stage.facts |= {"texts_in_corpus": rows, "labels": teacher.scheme.labels, "words_truncated": 0, "words": 0}
 
-    shards = label_shards(settings, stage, teacher, autocast, chosen)
+    shards = label_shards(settings, stage, teacher, chosen)
     with DatasetWriter(stage.folder, FEATURES) as writer:
         for shard in shards:
             write_labelled(writer, stage, pq.read_table(shard))
@@ -109,9 +109,7 @@ def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
     writer.write_card("Texts with a teacher's scores of their named entities", stage.facts, about)
 
 
-def label_shards(
-    settings: SoftLabelSettings, stage: Stage, teacher: Teacher, autocast: bool, chosen: np.ndarray
-) -> list[Path]:
+def label_shards(settings: SoftLabelSettings, stage: Stage, teacher: Teacher, chosen: np.ndarray) -> list[Path]:
     """Label the texts at the places ``chosen``, but for those that an interrupted run has labelled; returns the files."""
     work = stage.folder / WORK_FOLDER
     work.mkdir(exist_ok=True)
@@ -122,7 +120,7 @@ def label_shards(
     texts = read_chosen(settings.data, chosen[done:], settings.image_words == "given")
     with stage.progress(None, "labelling", total=len(chosen), initial=done, unit="text") as bar:
         for shard in missing:
-            table = labelled(teacher, list(islice(texts, SHARD_TEXTS)), autocast)
+            table = labelled(teacher, list(islice(texts, SHARD_TEXTS)))
             write_parquet_whole(table, shard)
             bar.update(len(table))
     return shards
@@ -146,13 +144,13 @@ def read_chosen(data: Path, chosen: np.ndarray, with_image_words: bool) -> Itera
         first += len(batch.texts) + batch.left_out
 
 
-def labelled(teacher: Teacher, texts: Sequence[Text], autocast: bool) -> pa.Table:
+def labelled(teacher: Teacher, texts: Sequence[Text]) -> pa.Table:
     """Rows of the data set with, in ``words``, how many a text had before those that a teacher does not read were left off.
 
     A text without words has no scores.
     """
     with_words = [text for text in texts if text.words]
-    scores = teacher.scores([text.words for text in with_words], [text.image_words for text in with_words], autocast)
+    scores = teacher.scores([text.words for text in with_words], [text.image_words for text in with_words])
     found = iter(scores)
     scores = [next(found) if text.words else np.zeros((0, 0), np.float32) for text in texts]
     flat = np.concatenate([scores_WL.reshape(-1) for scores_WL in scores]).astype(np.float16)

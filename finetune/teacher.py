@@ -42,11 +42,9 @@ class Teacher:
                 )
         self.crf = mean_crf([recognizer.tagger.model for recognizer in recognizers], self.scheme)
 
-    def scores(
-        self, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]], autocast: bool = False
-    ) -> list[np.ndarray]:
-        """Mean scores [words that every teacher reads, L] of each text, in fp32. ``autocast`` computes in bf16."""
-        of_teachers = [scores_of(recognizer, words, image_words, autocast) for recognizer in self.recognizers]
+    def scores(self, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """Mean scores [words that every teacher reads, L] of each text, in fp32."""
+        of_teachers = [scores_of(recognizer, words, image_words) for recognizer in self.recognizers]
         means = []
         for of_text in zip(*of_teachers, strict=True):
             kept = min(len(scores_WL) for scores_WL in of_text)
@@ -56,7 +54,7 @@ class Teacher:
 
 @torch.inference_mode()
 def scores_of(
-    recognizer: Recognizer, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]], autocast: bool
+    recognizer: Recognizer, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]]
 ) -> list[np.ndarray]:
     """Scores [words that it reads, L] of each text by one recognizer: emissions, or log-probabilities of a softmax."""
     if not recognizer.reads_image_words:
@@ -64,15 +62,15 @@ def scores_of(
     inputs = recognizer.reader.read(words, image_words)
     order = longest_first(inputs)
     found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(words)
-    for start in range(0, len(order), READ_AT_ONCE):
-        chosen = order[start : start + READ_AT_ONCE]
-        batch = {name: tensor.to(recognizer.device) for name, tensor in inputs.batch(chosen).items()}
-        words_B = batch.pop("word_mask_BW").sum(dim=1).tolist()
-        with torch.autocast(recognizer.device.type, torch.bfloat16, enabled=autocast):
+    with torch.autocast(recognizer.device.type, torch.bfloat16, enabled=recognizer.autocast):
+        for start in range(0, len(order), READ_AT_ONCE):
+            chosen = order[start : start + READ_AT_ONCE]
+            batch = {name: tensor.to(recognizer.device) for name, tensor in inputs.batch(chosen).items()}
+            words_B = batch.pop("word_mask_BW").sum(dim=1).tolist()
             emissions_BWL = recognizer.tagger.emissions(**batch)
-        scores_BWL = emissions_BWL if recognizer.tagger.has_crf else emissions_BWL.log_softmax(dim=2)
-        for text, scores_WL, count in zip(chosen, scores_BWL.float().cpu().numpy(), words_B, strict=True):
-            found[text] = scores_WL[:count].copy()
+            scores_BWL = emissions_BWL if recognizer.tagger.has_crf else emissions_BWL.log_softmax(dim=2)
+            for text, scores_WL, count in zip(chosen, scores_BWL.float().cpu().numpy(), words_B, strict=True):
+                found[text] = scores_WL[:count].copy()
     return found
 
 

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from data_prep.layout import ENTITY_TYPES
 from finetune.distillation import DistillationSettings, SoftWordTagger, make_task, read_soft_labels
-from finetune.tagging import read_rows
 from finetune.tags import TagScheme
-from finetune.training import SPLITS, train_recognizer
-from finetune.word_ner import WordNERSettings, check_settings, inputs, model_and_reader, name_of, read_splits
+from finetune.training import train_recognizer
+from finetune.word_ner import WordNERSettings, check_settings, inputs, model_and_reader, read_all_rows, read_splits
 from launch.loop import make_accelerator
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage
@@ -58,11 +57,8 @@ def word_distill(settings: WordDistillSettings, stage: Stage) -> None:
     stage.seeds = [settings.seed]
     check_settings(settings)
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
-    image_words = settings.image_words if settings.reads_image_words else "none"
-    stage.facts |= {"system": name_of(settings), "reads_image_words": image_words != "none"}
-
-    rows = {split: read_rows(settings.data, split, image_words, settings.seed) for split in SPLITS}
-    soft = read_soft_labels(settings.soft_labels, scheme, image_words != "none")
+    rows = read_all_rows(settings)
+    soft = read_soft_labels(settings.soft_labels, scheme, settings.read_image_words != "none")
     counts = Counter(token for tokens in soft.tokens for token in tokens)
     frequent = {word: count for word, count in counts.items() if count >= SEEN_AT_LEAST}
     model, reader = model_and_reader(settings, stage, scheme, rows, frequent)

@@ -85,17 +85,16 @@ class WordNERSettings(RecognizerSettings):
         return self.vectors if isinstance(self.vectors, list) else [self.vectors]
 
     @property
-    def reads_image_words(self) -> bool:
-        """Whether it is a system that can."""
-        return self.system == "cwi"
+    def read_image_words(self) -> str:
+        """The image words that are read: those of ``image_words``, or none where the system reads none."""
+        return self.image_words if self.system == "cwi" else "none"
 
     @property
     def layout(self) -> WordFormat:
         """What of a tweet the system reads."""
         characters = 0 if self.system == "bilstm_crf" else self.input.characters
-        return replace(
-            self.input, characters=characters, image_words=self.input.image_words if self.reads_image_words else 0
-        )
+        image_words = self.input.image_words if self.system == "cwi" else 0
+        return replace(self.input, characters=characters, image_words=image_words)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,10 +115,7 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     check_settings(settings)
     regions = RegionFile(settings.regions) if settings.regions else None
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
-    image_words = settings.image_words if settings.reads_image_words else "none"
-    stage.facts |= {"system": name_of(settings), "reads_image_words": image_words != "none"}
-
-    rows = {split: read_rows(settings.data, split, image_words, settings.seed) for split in SPLITS}
+    rows = read_all_rows(settings)
     if regions:
         regions.check_holds_some(row["image_id"] for row in rows["train"])
     model, reader = model_and_reader(settings, stage, scheme, rows)
@@ -127,6 +123,11 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     if settings.system == "coattention":
         splits = with_regions(splits, regions, stage)
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, WordTagger(model))
+
+
+def read_all_rows(settings: WordNERSettings) -> dict[str, list[dict[str, Any]]]:
+    """The data set's rows by split, with the image words that the system reads."""
+    return {split: read_rows(settings.data, split, settings.read_image_words, settings.seed) for split in SPLITS}
 
 
 def model_and_reader(
@@ -140,6 +141,8 @@ def model_and_reader(
 
     It knows the words of the rows that are read, by split, and ``more_words``, given with their counts.
     """
+    reads_image_words = settings.read_image_words != "none"
+    stage.facts |= {"system": name_of(settings), "reads_image_words": reads_image_words}
     counts = Counter(token for split in SPLITS for row in rows[split] for token in row["tokens"])
     counts.update(more_words or {})
     words, vectors_VD, reports = word_vectors(
@@ -157,7 +160,7 @@ def model_and_reader(
     torch.manual_seed(settings.seed)
     model = build_model(settings, scheme, reader, vectors_VD.shape[1])
     model.set_word_vectors(vectors_VD)
-    model.config.msb_image_words = stage.facts["reads_image_words"]
+    model.config.msb_image_words = reads_image_words
     stage.facts["parameters"] = {
         "all": sum(parameter.numel() for parameter in model.parameters()),
         "word_vectors": model.words.weight.numel(),

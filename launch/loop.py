@@ -30,7 +30,12 @@ from typing import Any, Literal, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from safetensors import SafetensorError
 from transformers.integrations import unset_hf_deepspeed_config
 
@@ -46,6 +51,9 @@ Unit = Any
 """What a step is made of and processes share: a packed row of texts (MLM), a tweet (NER)."""
 
 Batch = dict[str, torch.Tensor]
+
+Precision = Literal["auto", "fp32", "bf16"]
+"""What is computed in; ``auto`` is bf16 where the GPU or the processor computes it fast, else fp32."""
 
 COMPILED_FROM_STEPS, COMPILED_FROM_SECONDS = 300, 600
 """How long a run must be for `run.compile auto`: compiling takes half a minute, which these steps make up for."""
@@ -99,7 +107,7 @@ class OptimizerSettings:
 class RunSettings:
     """How the loop runs: precision, micro-batches, checkpoints."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """`bf16` autocast, `fp32`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
     compile: Literal["auto"] | bool = False
     """`torch.compile` the model: half a minute at the start, then faster steps. `auto`: where the run is long enough."""
@@ -163,7 +171,11 @@ def make_accelerator(run: RunSettings, autocast: bool = True) -> Accelerator:
         mixed_precision="bf16" if autocast and precision_of(run) == "bf16" and not by_deepspeed else "no",
         # DeepSpeed would take the world to be one process on a CPU that Accelerate knows of, or without a backend.
         cpu=on_cpu and not by_deepspeed,
-        kwargs_handlers=[InitProcessGroupKwargs(**process_group)] if several or by_deepspeed else [],
+        kwargs_handlers=[
+            *([InitProcessGroupKwargs(**process_group)] if several or by_deepspeed else []),
+            # No model here changes its buffers: they need not be sent around in each step.
+            *([DistributedDataParallelKwargs(broadcast_buffers=False)] if several and not by_deepspeed else []),
+        ],
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         unset_hf_deepspeed_config()  # models are small and made whole; ZeRO-3 cuts them up when training starts
@@ -222,7 +234,12 @@ def check_launch() -> None:
 
 def precision_of(run: RunSettings) -> str:
     """``bf16`` or ``fp32``: what ``run.precision`` comes to on this machine."""
-    return best_precision() if run.precision == "auto" else run.precision
+    return chosen_precision(run.precision)
+
+
+def chosen_precision(precision: Precision) -> str:
+    """``bf16`` or ``fp32``: what a setting comes to on this machine."""
+    return best_precision() if precision == "auto" else precision
 
 
 def type_of(run: RunSettings) -> torch.dtype:

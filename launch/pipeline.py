@@ -68,9 +68,15 @@ class Launcher:
     """Where the processes of each job meet; accelerate by itself takes one port for all."""
 
     def threads(self, processes: int) -> dict[str, str]:
-        """The variable that gives each of a stage's processes its share of the cores, unless it is set already."""
+        """The variable that gives each of a stage's processes its share of the cores.
+
+        One that is set already stands; but side by side no stage takes more than its share.
+        """
         share = max(1, _cores() // (processes * self.jobs))
-        return {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(share)}
+        given = os.environ.get("OMP_NUM_THREADS")
+        if given is None:
+            return {"OMP_NUM_THREADS": str(share)}
+        return {"OMP_NUM_THREADS": str(min(share, int(given)))} if self.jobs > 1 and given.isdigit() else {}
 
     def command(self, slot: int = 0) -> tuple[list[str], dict[str, str]]:
         """The command before the script, in a slot of those that run side by side, and the variables it needs."""

@@ -25,6 +25,9 @@ IMAGE_WORDS = ("given", "shuffled", "none")
 WEIGHT_INPUTS = frozenset({"encoder", "model", "weights", "init"})
 """Names of a stage's inputs that hold weights, perhaps numbered (``model_1``); all others hold data."""
 
+LAST_STEPS = {"distill": "distillation", "word_distill": "distillation", "average": "average"}
+"""What recognizers' stages other than those of NER do, as a chain names it."""
+
 NOT_CONFIGURATION = frozenset({"output", "resume", "overwrite", "dry_run", "push_to_hub", "seed"})
 """Settings by which two runs may differ and still be the same configuration."""
 
@@ -170,7 +173,7 @@ class Configuration:
     def chain(self) -> str:
         """The training steps, such as ``MLM on tweets → NER``; a student's last is ``distillation``, of a mean ``average``."""
         kind = self.first.stage.rpartition("/")[2]
-        last = {"distill": "distillation", "word_distill": "distillation", "average": "average"}.get(kind, "NER")
+        last = LAST_STEPS.get(kind, "NER")
         return " → ".join([*self.lineage[1], last]) if self.lineage[1] else f"{last} only"
 
     @property
@@ -301,9 +304,8 @@ def encoder_lineage(manifest: dict[str, Any]) -> tuple[str, list[str]]:
 
 def is_weights(name: str, entry: dict[str, Any]) -> bool:
     """Whether a manifest's input holds weights (else it holds data)."""
-    return re.sub(r"_\d+$", "", name) in WEIGHT_INPUTS or ((entry.get("manifest") or {}).get("stage", "")).startswith(
-        "pretrain/"
-    )
+    stage = (entry.get("manifest") or {}).get("stage", "")
+    return re.sub(r"_\d+$", "", name) in WEIGHT_INPUTS or stage.startswith("pretrain/")
 
 
 def short_name(path: str) -> str:

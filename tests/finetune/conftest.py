@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_ner import ODD, STAGE, make_encoder, make_ner, make_row, make_tokenizer, named_tweet
+from tiny_ner import ODD, STAGE, make_encoder, make_ner, make_row, make_tokenizer, named_tweet, write_vectors
 
 from finetune import ner
 
@@ -25,6 +25,13 @@ def named(tmp_path_factory) -> Path:
     splits = ("train", "validation", "test")
     odd = {split: [make_row(f"{split}: {what}", *row, ["sea"]) for what, *row in ODD] for split in splits}
     return make_ner(tmp_path_factory.mktemp("tiny") / "named", named_tweet, **odd)
+
+
+@pytest.fixture(scope="session")
+def vectors(tmp_path_factory) -> Path:
+    """Random vectors of all words but one name and one filler."""
+    words = "the a in at with and saw met likes ! , maria lee paris oslo bay acme corp nasa iliad jordan".split()
+    return write_vectors(tmp_path_factory.mktemp("words") / "tiny.vec", words)
 
 
 @pytest.fixture(scope="session")

@@ -191,16 +191,6 @@ def test_the_optimizer_moves_everything(model, inputs):
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    words = "the a in at with and saw met likes ! , maria lee paris oslo bay acme corp nasa iliad jordan".split()
-    rows = torch.randn(len(words), 6, generator=torch.Generator().manual_seed(1)).tolist()
-    path = tmp_path_factory.mktemp("coattention") / "tiny.vec"
-    lines = [f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(words, rows, strict=True)]
-    path.write_text(f"{len(words)} 6\n{''.join(lines)}")
-    return path
-
-
-@pytest.fixture(scope="module")
 def pictured(tmp_path_factory):
     """Tweets whose image alone tells a person from a place, in some of its regions; and the file of regions.
 

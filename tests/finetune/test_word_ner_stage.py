@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 from tiny_ner import ambiguous_tweet, make_ner, named_tweet
 from transformers import AutoModelForTokenClassification
 
@@ -17,17 +16,6 @@ PLAIN = ["--run.precision", "fp32", "--seed", "3", "--optimizer.learning_rate", 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return make_ner(tmp_path_factory.mktemp("words") / "named", named_tweet)
-
-
-@pytest.fixture(scope="module")
-def vectors(tmp_path_factory):
-    """Random vectors of all words but one name and one filler."""
-    words = "the a in at with and saw met likes ! , maria lee paris oslo bay acme corp nasa iliad jordan".split()
-    rows = torch.randn(len(words), 6, generator=torch.Generator().manual_seed(1)).tolist()
-    path = tmp_path_factory.mktemp("words") / "tiny.vec"
-    lines = [f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(words, rows, strict=True)]
-    path.write_text(f"{len(words)} 6\n{''.join(lines)}")
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from tiny_models import save_encoder
 from transformers import BertConfig, BertTokenizer
 
@@ -108,3 +109,11 @@ def make_ner(folder: Path, make_tweet: Callable[[random.Random], Tweet], **more_
     }
     write_dataset(folder, splits, NER_FEATURES, "Made-up tweets")
     return folder
+
+
+def write_vectors(path: Path, words: list[str]) -> Path:
+    """A file of random vectors of 6 numbers, with word2vec's header."""
+    rows = torch.randn(len(words), 6, generator=torch.Generator().manual_seed(1)).tolist()
+    lines = [f"{word} {' '.join(f'{x:.4f}' for x in row)}\n" for word, row in zip(words, rows, strict=True)]
+    path.write_text(f"{len(words)} 6\n{''.join(lines)}")
+    return path

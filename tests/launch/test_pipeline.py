@@ -613,6 +613,19 @@ def test_jobs_with_gpus_have_one_each():
     assert [environment["CUDA_VISIBLE_DEVICES"] for environment in visible] == ["0", "1", "0"]
 
 
+@pytest.mark.parametrize(
+    "given, jobs, taken",
+    [(None, 1, "8"), (None, 4, "2"), ("8", 1, None), ("8", 4, "2"), ("1", 4, "1"), ("4,2", 4, None)],
+)
+def test_side_by_side_no_stage_takes_more_than_its_share_of_the_cores(monkeypatch, given, jobs, taken):
+    monkeypatch.setattr(pipeline, "_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    launcher = Launcher(processes=1, on_cpu=True, config=None, jobs=jobs)
+    assert launcher.threads(1).get("OMP_NUM_THREADS") == taken
+
+
 def test_no_jobs_are_refused(run, capfd):
     assert run("--jobs", "0") == 2
     assert "it takes at least one" in capfd.readouterr().err

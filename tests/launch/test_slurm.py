@@ -87,6 +87,14 @@ def start(script: Path, slurm: dict[str, str], *arguments: str) -> subprocess.Po
     )
 
 
+def wait_for(job: subprocess.Popen, *files: Path) -> None:
+    """Until the files are there and hold something; fails where the job ends before, or takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not all(path.exists() and path.read_text() for path in files):
+        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
+        time.sleep(0.01)
+
+
 def options(script: Path) -> set[str]:
     return {line.removeprefix("#SBATCH ") for line in script.read_text().splitlines() if line.startswith("#SBATCH ")}
 
@@ -110,10 +118,7 @@ def test_shell_understands_them(script):
 def test_a_stage_that_stopped_with_a_checkpoint_is_queued_again_and_goes_on(script, slurm, tmp_path):
     job = start(script, slurm, str(tmp_path / "stage.py"), str(tmp_path), "75")
     ready = [tmp_path / "ready-0", tmp_path / "ready-1"]
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not all(path.exists() and path.read_text() for path in ready):
-        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
-        time.sleep(0.02)
+    wait_for(job, *ready)
     assert ready[0].read_text() == "0 0 2 127.0.0.1 24711 1"
     assert ready[1].read_text() == "1 1 2 127.0.0.1 24711 1"
 
@@ -141,10 +146,7 @@ def test_a_task_of_an_array_runs_its_line_and_is_queued_again(slurm, tmp_path):
     first.communicate(timeout=PATIENCE_SECONDS)
     assert first.returncode == 2
     second = start(ARRAY, one | {"SLURM_ARRAY_TASK_ID": "2"}, str(commands))
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (place / "ready-0").exists():
-        assert second.poll() is None and time.monotonic() < deadline, second.communicate()[0]
-        time.sleep(0.02)
+    wait_for(second, place / "ready-0")
     second.send_signal(signal.SIGTERM)
     output, _ = second.communicate(timeout=PATIENCE_SECONDS)
     assert second.returncode == REQUEUE_EXIT_CODE, output
@@ -182,10 +184,7 @@ def test_tasks_of_a_job_train_together_stop_and_go_on(slurm, tmp_path):
     settings |= {"run.precision": "fp32", "run.log_steps": 1, "schedule.epochs": "null", "schedule.steps": 80}
     command = ["pretrain/mlm.py", *(f"--{name}={value}" for name, value in settings.items())]
     job = start(SCRIPTS[0], slurm, *command)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not (tmp_path / "out.partial/metrics.jsonl").exists():
-        assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
-        time.sleep(0.01)
+    wait_for(job, tmp_path / "out.partial/metrics.jsonl")
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=PATIENCE_SECONDS)
     assert job.returncode == REQUEUE_EXIT_CODE, output
