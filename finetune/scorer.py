@@ -38,14 +38,19 @@ def spans(tags: Sequence[str], convention: str) -> list[Span]:
     entities: list[Span] = []
     open_type, start = "", 0
     for position, tag in enumerate(tags):
+        if tag == "O":  # as most are
+            if open_type:
+                entities.append((open_type, start, position))
+                open_type = ""
+            continue
         prefix, entity_type = split_tag(tag)
-        if tag != "O" and (prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type):
+        if prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type:
             raise ValueError(f"{tag!r} at position {position} is not a BIO tag")
         if prefix == "I" and entity_type == open_type:
             continue
         if open_type:
             entities.append((open_type, start, position))
-        opens = prefix == "B" or (prefix == "I" and convention == "conlleval")
+        opens = prefix == "B" or convention == "conlleval"
         open_type, start = (entity_type, position) if opens else ("", position)
     if open_type:
         entities.append((open_type, start, len(tags)))
@@ -61,11 +66,12 @@ def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequenc
 
     Raises ValueError, naming the sentence, if the lengths differ or a tag is not BIO over `types`.
     """
-    found = {"gold": Counter(), "predicted": Counter(), "correct": Counter()}
+    spans_of = {"gold": [], "predicted": [], "correct": []}
     for gold_spans, predicted_spans in _span_pairs(gold, predicted, convention, types):
-        found["gold"].update(entity_type for entity_type, _, _ in gold_spans)
-        found["predicted"].update(entity_type for entity_type, _, _ in predicted_spans)
-        found["correct"].update(entity_type for entity_type, _, _ in set(gold_spans) & set(predicted_spans))
+        spans_of["gold"] += gold_spans
+        spans_of["predicted"] += predicted_spans
+        spans_of["correct"] += set(gold_spans).intersection(predicted_spans)
+    found = {name: Counter(entity_type for entity_type, _, _ in found) for name, found in spans_of.items()}
     by_type = {t: _fractions(**{name: counts[t] for name, counts in found.items()}) for t in types}
     return {
         "micro": _fractions(**{name: counts.total() for name, counts in found.items()}),
