@@ -4,6 +4,7 @@
     description: ...
     encoder: google/bert_uncased_L-2_H-128_A-2  # what {encoder} stands for; --encoder overrides it
     data_root: "{project}/data_prep/sample"     # what {data_root} stands for; --data_root overrides it
+    begins_with: soft_labels.yaml               # a recipe beside this one, whose stages come first
     stages:
       - name: corpus                            # writes OUTPUT/corpus
         run: data_prep/clean.py                 # in the project, beside the recipe, or an absolute path; of a file that
@@ -43,7 +44,14 @@ TRAINING_FOLDERS = ("pretrain", "finetune")
 LAUNCHERS = ("python", "accelerate")
 SET_BY_THE_PIPELINE = ("output", "dry_run")
 
-_RECIPE_KEYS = {"name": True, "description": False, "encoder": False, "data_root": False, "stages": True}
+_RECIPE_KEYS = {
+    "name": True,
+    "description": False,
+    "encoder": False,
+    "data_root": False,
+    "begins_with": False,
+    "stages": True,
+}
 _STAGE_KEYS = {"name": True, "run": True, "launch": False, "for_each": False, "settings": False}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -127,15 +135,8 @@ def read_recipe(
     may then also be one of the ``for_each`` names, with the list of values to take instead.
     Raises InputError for whatever is unknown, missing, ill-typed or circular.
     """
-    content = _load(path)
-    _check_keys(content, _RECIPE_KEYS, f"{path}: recipe")
+    content, entries = _read_entries(path)
     name = _checked_name(content["name"], f"{path}: recipe")
-    entries = content["stages"]
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: `stages` must be a list of at least one stage, not {entries!r}.")
-    for number, entry in enumerate(entries, start=1):
-        _check_keys(entry, _STAGE_KEYS, f"{path}: stage {number}")
-        _check_stage(entry, f"{path}: stage {_checked_name(entry['name'], f'{path}: stage {number}')}")
     parsed = []
     for text in overrides:
         parsed.append(_parse_override(text, entries))
@@ -149,6 +150,26 @@ def read_recipe(
     for override in parsed:
         recipe.find(override.stage)  # a later override may have taken the stage of an earlier one out
     return recipe
+
+
+def _read_entries(path: Path, begun_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A recipe as it is written, and its stages behind those of the recipe that it begins with."""
+    if path in begun_by:
+        raise InputError(f"{path}: begins with itself, by way of {', '.join(map(str, begun_by[1:])) or 'no other'}.")
+    content = _load(path)
+    _check_keys(content, _RECIPE_KEYS, f"{path}: recipe")
+    entries = content["stages"]
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: `stages` must be a list of at least one stage, not {entries!r}.")
+    for number, entry in enumerate(entries, start=1):
+        _check_keys(entry, _STAGE_KEYS, f"{path}: stage {number}")
+        _check_stage(entry, f"{path}: stage {_checked_name(entry['name'], f'{path}: stage {number}')}")
+    first = content.get("begins_with")
+    if first is None:
+        return content, entries
+    if not isinstance(first, str) or Path(first).name != first:
+        raise InputError(f"{path}: `begins_with` must be the name of a recipe beside it, not {first!r}.")
+    return content, _read_entries(path.with_name(first), (*begun_by, path))[1] + entries
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -275,6 +275,34 @@ def test_a_missing_recipe_names_those_there_are(tmp_path):
         read_recipe(tmp_path / "none.yaml")
 
 
+def test_a_recipe_begins_with_the_stages_of_another(write, tmp_path):
+    first = write([{"name": "corpus", "settings": {"input": "{data_root}"}}], data_root="its own")
+    first.rename(tmp_path / "first.yaml")
+    path = write(
+        [{"name": "ner", "settings": {"data": "{stages.corpus}"}}], begins_with="first.yaml", data_root="tweets"
+    )
+    recipe = read_recipe(path, overrides=["corpus.seed=3"])
+    assert recipe.name == "try"
+    assert settings(recipe) == {"corpus": {"input": "tweets", "seed": 3}, "ner": {"data": "out/corpus"}}
+    assert settings(read_recipe(tmp_path / "first.yaml")) == {"corpus": {"input": "its own"}}
+
+
+@pytest.mark.parametrize(
+    "first, told",
+    [
+        ("recipe.yaml", "begins with itself"),
+        ("other.yaml", "by way of .*other.yaml"),
+        ("none.yaml", "no such recipe"),
+        ("../recipe.yaml", "the name of a recipe beside it"),
+        (3, "the name of a recipe beside it"),
+    ],
+)
+def test_wrong_beginnings_are_refused(write, tmp_path, first, told):
+    write([A], begins_with="recipe.yaml").rename(tmp_path / "other.yaml")
+    with pytest.raises(InputError, match=told):
+        read_recipe(write([{"name": "b"}], begins_with=first))
+
+
 def test_training_stages_are_launched(write):
     stages = [{"name": str(number), "run": f"own/{script}"} for number, script in enumerate(SCRIPTS)]
     recipe = read_recipe(write([*stages, {"name": "3", "run": f"own/{SCRIPTS[1]}", "launch": "python"}]))
