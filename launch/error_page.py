@@ -153,9 +153,11 @@ class ErrorPage:
         """The file's name as a link holds it."""
         return quote(self.file_name)
 
-    def write(self, folder: Path, report: Path) -> None:
-        """Write it into ``folder``, with a link to ``report``, which stands beside that folder."""
-        write_page(folder / self.file_name, "error_template.html", self.context | {"report": quote(report.name)})
+    def write(self, folder: Path, report: Path) -> Path:
+        """Write it into ``folder``, with a link to ``report``, which stands beside that folder; gives its file."""
+        page = folder / self.file_name
+        write_page(page, "error_template.html", self.context | {"report": quote(report.name)})
+        return page
 
 
 def error_pages(found: Iterable[Configuration]) -> list[ErrorPage]:

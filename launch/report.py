@@ -87,9 +87,11 @@ def write_report(run_folder: Path, stages: list[Path], output: Path, title: str)
     pages = error_pages(groups)
     context = _context(found, groups) | {"title": title, "run_name": Path(run_folder).resolve().name}
     context |= {"error_pages": _addresses(pages, errors.name), "error_folder": errors.name}
-    for page in pages:
-        page.write(errors, output)
+    written = {page.write(errors, output) for page in pages}
     write_page(output, "report_template.html", context)
+    for page in errors.glob("*.html"):
+        if page not in written:  # of a run that is gone
+            page.unlink()
     return output
 
 

@@ -6,12 +6,15 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, STOP_SIGNALS
 from launch.recipe import RecipeStage
@@ -139,7 +142,9 @@ def run_stages(
     number_of = {stage.name: number for number, stage in enumerate(stages, start=1)}
     running: list[Running] = []
     codes: list[int] = []
-    with signals_passed_on(running) as came:
+    # Alone a stage shows its own progress; side by side theirs is in their logs. Only people watch it move.
+    bar = tqdm(total=len(stages), desc="stages", unit=" stage", dynamic_ncols=True, disable=None if jobs > 1 else True)
+    with bar, signals_passed_on(running) as came:
         while True:
             for stage in list(pending.values()):
                 if came or any(codes) or len(running) == jobs:
@@ -151,6 +156,7 @@ def run_stages(
                 label = f"[{number_of[stage.name]}/{len(stages)}] {stage.name}"
                 if stage.name in up_to_date and not stage.settings.get(PUBLISHING):
                     say(f"{label}: up to date")
+                    bar.update()
                     continue
                 slot = min(set(range(jobs)) - {one.slot for one in running})
                 mark = partial_folder(output / stage.name) / REQUEUE_MARK
@@ -159,6 +165,7 @@ def run_stages(
                 say(f"\n{label}{f', to {log}' if log else ''}\n  {one.command}")
                 one.start(lock)
                 running.append(one)
+                bar.set_postfix_str(", ".join(one.stage.name for one in running))
                 for number in came:  # it came before there was a process to pass it to
                     one.pass_on(number)
             if not running:
@@ -169,6 +176,7 @@ def run_stages(
                     one.end()
                 running.remove(one)
                 codes.append(one.say_how_it_ended(came[0] if came else None))
+                bar.update()
     failures = [code for code in codes if code]
     if came and (not failures or REQUEUE_EXIT_CODE in failures):
         # Where one stage goes on from where it was, the pipeline does, whatever became of the others.
@@ -224,5 +232,6 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """One of the pipeline's own lines; the stages write in between, hence the flush."""
-    print(text, flush=True)
+    """One of the pipeline's own lines, above the bar if there is one; the stages write in between, hence the flush."""
+    with tqdm.external_write_mode(sys.stdout):
+        print(text, flush=True)

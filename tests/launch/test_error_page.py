@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,13 @@ def test_the_report_links_a_page_for_each_run(pages):
         html = page.read_text()
         assert f"Errors of {name}" in html and 'href="../report.html"' in html
         assert "http://" not in html and "/secret/" not in html and "url(" not in html
+
+
+def test_pages_of_runs_that_are_gone_go_too(tmp_path):
+    run = family(tmp_path)
+    assert set(write_pages(run)) == {"with words", "without"}
+    shutil.rmtree(run.folder / "with words")
+    assert set(write_pages(run)) == {"without"}
 
 
 def test_words_of_a_tweet_cannot_leave_their_element(pages):

@@ -1,5 +1,6 @@
 """The pipeline, on tiny stages of its own: order, commands, failures, resuming, dry runs, signals and its lock."""
 
+import io
 import os
 import signal
 import subprocess
@@ -550,6 +551,19 @@ def test_stages_that_read_nothing_of_each_other_run_side_by_side(run, capfd, mon
     assert (run.output / "last" / "text.txt").read_text().startswith("raw first 1.0 second 0.0003 a 1.0 it's aside 1.0")
     assert "side: done" in told and "tools/join: done" in (run.output / "side.log").read_text()
     assert run("--jobs", "2") == 0 and run.calls() == []
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_side_by_side_a_bar_counts_the_stages(run, monkeypatch, jobs):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert run("--jobs", str(jobs)) == 0
+    told = terminal.getvalue()
+    if jobs == 1:
+        assert "stages" not in told
+    else:
+        assert f"{len(CHAIN) + 1}/{len(CHAIN) + 1}" in told and "first, side" in told
 
 
 def test_one_alone_would_wait_for_ever(run):
