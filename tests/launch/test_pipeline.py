@@ -104,9 +104,9 @@ class Run:
         self.recipe = folder / "recipe.yaml"
         self.write(CHAIN)
 
-    def write(self, stages: list[dict]) -> None:
+    def write(self, stages: list[dict], **more: str) -> None:
         stages = [{"run": "tools/join.py"} | stage for stage in stages]
-        self.recipe.write_text(yaml.safe_dump({"name": "try", "description": "A trial", "stages": stages}))
+        self.recipe.write_text(yaml.safe_dump({"name": "try", "description": "A trial", "stages": stages} | more))
 
     def arguments(self, *more: str) -> list[str]:
         return [str(self.recipe), "--data_root", str(self.data), "--output", str(self.output), *more]
@@ -178,6 +178,17 @@ def test_a_second_run_repeats_nothing(run, capfd):
     assert run() == 0
     assert run.calls() == []
     assert "[2/5] second: up to date\n[3/5] side: up to date\n" in capfd.readouterr().out
+
+
+def test_recipes_with_one_beginning_share_what_it_makes(run):
+    run.write(CHAIN[:2])
+    run.recipe.rename(run.folder / "beginning.yaml")
+    for word in ("one", "other"):
+        run.write(
+            [{"name": word, "settings": {"inputs": ["{stages.second}"], "word": word}}], begins_with="beginning.yaml"
+        )
+        assert run() == 0
+    assert run.calls() == ["first", "second", "one", "other"]
 
 
 def test_what_is_published_is_started_even_when_up_to_date(run, capfd):
