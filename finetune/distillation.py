@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from data_prep.layout import check_columns, shard_files
 from finetune.crf import PENALTY, LinearChainCRF
+from finetune.features import shuffled
 from finetune.inputs import Reader
 from finetune.soft_labels import FEATURES
 from finetune.tagger import PieceTagger, Tagger, WordTagger
@@ -47,8 +49,11 @@ class SoftLabels:
         return self.scores[self.first_word[text] : self.first_word[text + 1]]
 
 
-def read_soft_labels(folder: Path, scheme: TagScheme, with_image_words: bool) -> SoftLabels:
-    """Read what `finetune/soft_labels.py` wrote. Raises InputError where its labels are not the student's."""
+def read_soft_labels(folder: Path, scheme: TagScheme, image_words: str, seed: int) -> SoftLabels:
+    """Read what `finetune/soft_labels.py` wrote, with the texts' image words ``given``, ``shuffled`` (by ``seed``) or ``none``.
+
+    Raises InputError where its labels are not the student's, or its rows not whole.
+    """
     crf, teachers = load_crf(folder)
     if teachers != scheme:
         raise InputError(
@@ -60,13 +65,18 @@ def read_soft_labels(folder: Path, scheme: TagScheme, with_image_words: bool) ->
     for shard in shards:
         check_columns(shard, columns)
     table = pq.read_table(shards, columns=list(columns)).combine_chunks()
-    tokens = table["tokens"].to_pylist()
-    scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, len(scheme.labels))
-    first_word = np.cumsum([0, *map(len, tokens)])
-    if first_word[-1] != len(scores):
-        raise InputError.at(folder, None, "not as many scores as words and labels", "Label the corpus again.")
-    image_words = table["image_words"].to_pylist() if with_image_words else [[] for _ in tokens]
-    return SoftLabels(table["id"].to_pylist(), tokens, image_words, scores, first_word, crf)
+    tokens, labels = table["tokens"].to_pylist(), len(scheme.labels)
+    words = np.array([len(row) for row in tokens])
+    wrong = np.flatnonzero(pc.list_value_length(table["scores"]).to_numpy() != labels * words)
+    if len(wrong):
+        which = f"text {table['id'][int(wrong[0])]} has not as many scores as words and labels"
+        raise InputError.at(folder, None, which, "Label the corpus again.")
+    scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, labels)
+    words_of_images = table["image_words"].to_pylist() if image_words != "none" else [[] for _ in tokens]
+    if image_words == "shuffled":
+        words_of_images = shuffled(words_of_images, seed)
+    first_word = np.cumsum([0, *words])
+    return SoftLabels(table["id"].to_pylist(), tokens, words_of_images, scores, first_word, crf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,8 +206,7 @@ def make_task(
     scheme: TagScheme,
 ) -> Distillation:
     """The task of a stage, whose facts say how much there is to learn from."""
-    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores)}
-    return Distillation(
+    task = Distillation(
         soft,
         reader,
         splits["train"],
@@ -207,3 +216,10 @@ def make_task(
         settings.gold_repeats,
         settings.seed,
     )
+    cut = sum(task.inputs.words_truncated[: len(soft.ids)])
+    stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores), "words_truncated": cut}
+    if settings.image_words != "none" and not any(soft.image_words):
+        stage.warn(
+            f"{settings.soft_labels}: no text has image words: the student sees those of the data set's tweets alone"
+        )
+    return task

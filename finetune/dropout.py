@@ -16,7 +16,7 @@ class SixteenBitDropout(nn.Dropout):
         """Elements are zero with the probability ``p``, the others divided by ``1 - p``."""
         if not self.training or self.p in (0, 1) or x.device.type != "cpu":
             return super().forward(x)
-        dropped = round(self.p * 2**16)
+        dropped = min(2**16 - 1, round(self.p * 2**16))
         return x * draw(x.shape, dropped) * (2**16 / (2**16 - dropped))
 
 

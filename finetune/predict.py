@@ -108,6 +108,10 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"finetune/predict: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a file that may not be read
+        place = error.filename or settings.output
+        print(f"finetune/predict: error: {place}: {error.strerror}. Nothing was written.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("finetune/predict: interrupted, nothing written", file=sys.stderr)
         return 130

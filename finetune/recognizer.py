@@ -87,7 +87,7 @@ class Recognizer:
         self.reader = reader
         self.scheme = scheme
         self.reads_image_words = reads_image_words
-        self.autocast = chosen_precision(precision) == "bf16"
+        self.autocast = chosen_precision(precision, self.device) == "bf16"
 
     @classmethod
     def from_pretrained(cls, model: str | Path, device: str | None = None, precision: Precision = "fp32") -> Recognizer:

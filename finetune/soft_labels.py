@@ -75,6 +75,11 @@ class SoftLabelSettings(DatasetStageSettings):
     precision: Precision = "auto"
     """What the teachers compute in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32."""
 
+    def __post_init__(self) -> None:
+        """Refuse to label nothing."""
+        if self.texts is not None and self.texts < 1:
+            raise ValueError(f"texts: {self.texts} is not positive")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
@@ -91,16 +96,21 @@ def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
     """The stage: draw texts, split them into words, let the teachers score them."""
     if not settings.teachers:
         raise InputError("teachers: none are given. Give the folders of trained recognizers.")
+    shards = shard_files(settings.data, "train")
+    if settings.image_words == "given" and "image_words" not in pq.read_schema(shards[0]).names:
+        raise InputError.at(
+            settings.data, None, "has no image words", "Give a corpus with them, or --image_words none."
+        )
     recognizers = [Recognizer.from_pretrained(name, precision=settings.precision) for name in settings.teachers]
     teacher = Teacher(recognizers, settings.teachers)
-    rows = sum(pq.read_metadata(shard).num_rows for shard in shard_files(settings.data, "train"))
+    rows = sum(pq.read_metadata(shard).num_rows for shard in shards)
     chosen = draw(rows, settings.texts, settings.seed)
     stage.seeds = [settings.seed]
     stage.facts |= {"texts_in_corpus": rows, "labels": teacher.scheme.labels, "words_truncated": 0, "words": 0}
 
-    shards = label_shards(settings, stage, teacher, chosen)
+    labelled_shards = label_shards(settings, stage, teacher, chosen)
     with DatasetWriter(stage.folder, FEATURES) as writer:
-        for shard in shards:
+        for shard in labelled_shards:
             write_labelled(writer, stage, pq.read_table(shard))
     if not stage.rows.kept:
         raise InputError.at(settings.data, None, f"none of the {len(chosen)} texts has words", "Give another corpus.")
@@ -140,7 +150,7 @@ def read_chosen(data: Path, chosen: np.ndarray, with_image_words: bool) -> Itera
         inside = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, first + len(batch.texts))]
         for place in inside.tolist():
             image_words = list(batch.image_words[place - first]) if batch.image_words else []
-            yield Text(f"train:{place}", PostWords.of_text(batch.texts[place - first]).words, image_words)
+            yield Text(f"train:{place}", PostWords.of_text(batch.texts[place - first] or "").words, image_words)
         first += len(batch.texts) + batch.left_out
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from finetune.crf import LinearChainCRF
@@ -104,6 +104,6 @@ def load_crf(folder: Path) -> tuple[LinearChainCRF, TagScheme]:
         scheme = TagScheme(name, tuple(types))
         crf = LinearChainCRF(len(scheme.labels))  # what it forbids is in the file
         crf.load_state_dict(load_file(str(path)))
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+    except (KeyError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         raise InputError.at(path, None, f"not a teacher's CRF ({error})", "Label the corpus again.") from None
     return crf, scheme

@@ -49,7 +49,7 @@ def word_vectors(
     if not paths:
         raise InputError("no vectors were given. Name files of word vectors with --vectors.")
     with_lower_case = {form for word in counts for form in (word, word.lower())}
-    files = [read_vectors(path, None if every_word else with_lower_case) for path in paths]
+    files = [read_vectors(path, with_lower_case, every_word) for path in paths]
     words = set(counts).union(*(file.rows for file in files)) if every_word else set(counts)
     words = sorted(word for word in words if is_entry(word))
     random = np.random.Generator(np.random.Philox(key=[seed, 0x0EC7]))
@@ -91,16 +91,16 @@ def describe(file: VectorFile, counts: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def read_vectors(path: Path, words: Collection[str] | None) -> VectorFile:
-    """The vectors of ``words``, or of all words for None: of a `.bin` by gensim, else of text, gzipped where it ends so."""
+def read_vectors(path: Path, words: Collection[str], every_word: bool = False) -> VectorFile:
+    """The vectors of ``words``, or of all that the file has, too: of a `.bin` by gensim, else of text, gzipped or not."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file. Give a file of word vectors.")
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".bin"]:
-        return read_fasttext(path, words)
+        return read_fasttext(path, words, every_word)
     if (suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:]) not in ([".txt"], [".vec"]):
         raise InputError(f"{path}: is not known as vectors by its name. Give a .txt, .vec, .txt.gz, .vec.gz or .bin.")
-    return read_text(path, words)
+    return read_text(path, None if every_word else words)
 
 
 def read_text(path: Path, words: Collection[str] | None) -> VectorFile:
@@ -165,8 +165,8 @@ def vector_of(path: Path, number: int, fields: list[bytes]) -> np.ndarray:
     return vector_D
 
 
-def read_fasttext(path: Path, words: Collection[str] | None) -> VectorFile:
-    """The vectors of fastText's binary format, by gensim. A word that it lacks is composed of its subwords."""
+def read_fasttext(path: Path, words: Collection[str], every_word: bool) -> VectorFile:
+    """The vectors of fastText's binary format, by gensim. One of ``words`` that it lacks is composed of its subwords."""
     try:
         from gensim.models.fasttext import load_facebook_vectors
     except ImportError:
@@ -180,9 +180,9 @@ def read_fasttext(path: Path, words: Collection[str] | None) -> VectorFile:
             f"{path}: is not fastText's binary format ({error}). Give a .bin that fastText wrote."
         ) from None
     known = vectors.key_to_index
-    rows = {word: vectors[word] for word in (known if words is None else words) if word in known}
+    rows = {word: vectors[word] for word in (known if every_word else words) if word in known}
     composed = {}
-    for word in words or ():
+    for word in words:
         if not {word, word.lower()} & known.keys() and vectors.bucket:
             vector_D = vectors[word]
             if vector_D.any():  # else it is too short for any subword

@@ -26,7 +26,7 @@ SEEN_AT_LEAST = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordDistillSettings(DistillationSettings, WordNERSettings):
+class WordDistillSettings(WordNERSettings, DistillationSettings):
     """Settings of `finetune/word_distill.py`."""
 
     tweets_per_step: int = 64
@@ -58,7 +58,7 @@ def word_distill(settings: WordDistillSettings, stage: Stage) -> None:
     check_settings(settings)
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
     rows = read_all_rows(settings)
-    soft = read_soft_labels(settings.soft_labels, scheme, settings.read_image_words != "none")
+    soft = read_soft_labels(settings.soft_labels, scheme, settings.read_image_words, settings.seed)
     counts = Counter(token for tokens in soft.tokens for token in tokens)
     frequent = {word: count for word, count in counts.items() if count >= SEEN_AT_LEAST}
     model, reader = model_and_reader(settings, stage, scheme, rows, frequent)

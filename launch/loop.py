@@ -3,7 +3,8 @@
 Exactness. The work of every optimizer step is a function of (seed, epoch), decided by the task's ``plan``; random
 draws inside the model are reseeded for every micro-batch from (seed, step, process, micro-batch). So there is no random
 state to save: a run that is killed at any step and resumed from its last checkpoint computes what the undisturbed one
-computes, bit for bit, and the number of processes does not change what is trained on.
+computes, and the number of processes does not change what is trained on. On processors that is so bit for bit; on a GPU
+as far as its kernels add up in a fixed order, which those of embeddings do not.
 
 The loss. A task's model returns a loss *sum* and the *weight* it is a sum over (masked tokens, words). The loop divides
 by the weight of the whole optimizer step, over all processes and micro-batches, so that neither changes the loss.
@@ -237,9 +238,11 @@ def precision_of(run: RunSettings) -> str:
     return chosen_precision(run.precision)
 
 
-def chosen_precision(precision: Precision) -> str:
-    """``bf16`` or ``fp32``: what a setting comes to on this machine."""
-    return best_precision() if precision == "auto" else precision
+def chosen_precision(precision: Precision, device: torch.device | None = None) -> str:
+    """``bf16`` or ``fp32``: what a setting comes to on a device; None for the one that training takes."""
+    if precision != "auto":
+        return precision
+    return processor_precision() if device is not None and device.type == "cpu" else best_precision()
 
 
 def type_of(run: RunSettings) -> torch.dtype:
@@ -249,8 +252,14 @@ def type_of(run: RunSettings) -> torch.dtype:
 
 def best_precision() -> str:
     """bf16 where it is fast: CUDA devices that have it, processors with AMX or AVX512-BF16; else fp32."""
-    if torch.cuda.is_available():
+    told_to_use_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true"
+    if torch.cuda.is_available() and not told_to_use_cpu:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return processor_precision()
+
+
+def processor_precision() -> str:
+    """bf16 on processors with AMX or AVX512-BF16; else fp32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -91,10 +91,10 @@ class Launcher:
             start += ["--config_file", shortest(self.config)]
         if self.plain and self.processes > 1:
             start += ["--multi_gpu"]
-        if not self.plain or self.processes > 1:
-            start += ["--num_processes", str(self.processes)]
-            if self.ports:
-                start += ["--main_process_port", str(self.ports[slot])]
+        if self.config is not None or self.processes > 1:
+            start += ["--num_processes", str(self.processes)]  # else as many as the configuration says
+        if self.ports and (not self.plain or self.processes > 1):
+            start += ["--main_process_port", str(self.ports[slot])]
         return start, threads if self.on_cpu else {}  # without it accelerate launch gives a process one thread
 
 
@@ -206,7 +206,7 @@ def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, o
     changing = [name for name, verdict in upstream.items() if verdict != UP_TO_DATE]
     missing = own.removeprefix(INPUT_MISSING).split("; ") if own.startswith(INPUT_MISSING) else []
     for place in missing:
-        if not changing or str(output) not in place:  # no stage before it makes that
+        if not changing or f"{output}{os.sep}" not in place:  # no stage before it makes that
             return f"would fail: its input {place.strip()}"
     if not changing:
         return own

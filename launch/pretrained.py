@@ -32,7 +32,7 @@ def load_config(encoder: str) -> PreTrainedConfig:
 def load_tokenizer(encoder: str) -> PreTrainedTokenizerBase:
     """The encoder's fast tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _cannot_load("tokenizer", encoder, error) from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a vocabulary
@@ -54,7 +54,12 @@ def load_pretrained(
     transformers_logging.disable_progress_bar()
     try:
         model, info = model_class.from_pretrained(
-            encoder, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **options
+            encoder,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,  # nor asked about
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load("model", encoder, error) from None

@@ -167,7 +167,7 @@ def _read_entries(path: Path, begun_by: tuple[Path, ...] = ()) -> tuple[dict[str
     first = content.get("begins_with")
     if first is None:
         return content, entries
-    if not isinstance(first, str) or Path(first).name != first:
+    if not isinstance(first, str) or not first or Path(first).name != first:
         raise InputError(f"{path}: `begins_with` must be the name of a recipe beside it, not {first!r}.")
     return content, _read_entries(path.with_name(first), (*begun_by, path))[1] + entries
 

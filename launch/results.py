@@ -386,6 +386,10 @@ def _tell_apart(found: list[Configuration]) -> None:
             values = (settings.get(name) for name in differing)
             told = [f"{name}={_told(value)}" for name, value in zip(differing, values, strict=True)]
             one.suffix = ", ".join(told) or one.first.name
+        suffixes = [one.suffix for one in same]
+        for one in same:
+            if suffixes.count(one.suffix) > 1:  # they differ in what their inputs hold
+                one.suffix += f", {one.first.name}"
 
 
 def _told(value: Any) -> str:

@@ -109,19 +109,21 @@ class Running:
         stopped_to_go_on = (
             code == REQUEUE_EXIT_CODE or self.trains and (signalled in STOP_SIGNALS or self.mark.exists())
         )
+        if code == 0:
+            say(f"{self.label}: done {after}")
+            return 0
         if signalled is not None or stopped_to_go_on:
+            if code > 0 and code != REQUEUE_EXIT_CODE and not self.mark.exists() and self.log is not None:
+                say(last_lines(self.log, self.log_begins))  # it may have failed, and not stopped
             by = f" by {signalled.name}" if signalled else ""
             say(f"{self.label}: stopped{by} {after}. The same pipeline command goes on from here.")
             return REQUEUE_EXIT_CODE if stopped_to_go_on else 128 + signalled
-        if code != 0:
-            what = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-            if self.log is not None:
-                say(last_lines(self.log, self.log_begins))
-            say(f"{self.label}: failed with {what} {after}. This command repeats it:\n  {self.command}")
-            say("When it is mended, the same pipeline command goes on from here.")
-            return code if code > 0 else 128 - code
-        say(f"{self.label}: done {after}")
-        return 0
+        what = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+        if self.log is not None:
+            say(last_lines(self.log, self.log_begins))
+        say(f"{self.label}: failed with {what} {after}. This command repeats it:\n  {self.command}")
+        say("When it is mended, the same pipeline command goes on from here.")
+        return code if code > 0 else 128 - code
 
 
 def run_stages(

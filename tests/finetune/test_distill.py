@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+from dataclasses import MISSING, fields
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -19,6 +22,8 @@ from finetune.tagger import Tagger
 from finetune.tagging import Split, read_rows
 from finetune.tags import TagScheme
 from finetune.teacher import Teacher, load_crf
+from finetune.word_ner import WordNERSettings
+from launch.errors import InputError
 from launch.results import StageFolder, configurations
 
 READER = PieceReader(make_tokenizer(), InputFormat(64, 8))
@@ -125,7 +130,8 @@ def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named,
     assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["inputs"]) == {"vectors 1", "data", "soft_labels"}
-    assert manifest["facts"]["data"]["soft_labels"]["texts"] == 301
+    told = manifest["facts"]["data"]["soft_labels"]
+    assert told["texts"] == 301 and told["words_truncated"] == 61 - 35  # one text is longer than it reads
     known = (tmp_path / "out" / "words.txt").read_text().splitlines()
     assert "#fun" in known  # of the soft labels' texts, without a vector in the file
     (found,) = configurations([StageFolder(tmp_path / "out")])
@@ -142,7 +148,7 @@ def test_soft_labels_have_no_regions(tmp_path, named, soft, capsys):
 def test_loss_of_a_tweet_with_tags_is_that_of_training_on_tags(named, encoder, soft):
     settings = NERSettings(output=named / "out", data=named, encoder=str(encoder), input=READER.layout)
     split = Split.of(read_rows(named, "train", "given", 1), READER)
-    labels = read_soft_labels(soft, SCHEME, with_image_words=False)
+    labels = read_soft_labels(soft, SCHEME, "none", seed=1)
     task = Distillation(labels, READER, split, split, SCHEME, 16, 2, seed=1)
     units = task.units()
     assert len(units) == len(labels.ids) + 2 * len(split.rows)
@@ -171,6 +177,60 @@ def test_refusals(tmp_path, encoder, named, soft, trained, corpus, capsys):
     teachers = json.dumps([str(trained("crf")), str(trained("crf", "BIOES"))])
     assert soft_labels.main(["--teachers", teachers, "--data", str(corpus), "--output", str(tmp_path / "soft")]) == 2
     assert "Teachers must have the same" in capsys.readouterr().err
+
+    for options, message in [
+        (["--texts", "0"], "texts: 0 is not positive"),
+        (["--image_words", "given"], "has no image words"),
+    ]:
+        arguments = ["--teachers", json.dumps([str(trained("crf"))]), "--data", str(corpus)]
+        assert code_of(soft_labels.main, [*arguments, *options, "--output", str(tmp_path / "soft")]) == 2
+        assert message in capsys.readouterr().err
+
+
+def code_of(main, arguments) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as left:
+        return left.code
+
+
+def test_damaged_soft_labels_are_refused(tmp_path, soft):
+    broken = shutil.copytree(soft, tmp_path / "broken")
+    weights = (broken / "teacher.safetensors").read_bytes()
+    (broken / "teacher.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match="not a teacher's CRF"):
+        read_soft_labels(broken, SCHEME, "none", 1)
+    (broken / "teacher.safetensors").write_bytes(weights)
+    (shard,) = (broken / "data").glob("*.parquet")
+    table = pq.read_table(shard)
+    scores = table["scores"].to_pylist()
+    scores[3].append(0.0)
+    place = table.schema.get_field_index("scores")
+    pq.write_table(table.set_column(place, "scores", pa.array(scores, table.schema.field("scores").type)), shard)
+    with pytest.raises(InputError, match="text train:3 has not as many scores"):
+        read_soft_labels(broken, SCHEME, "none", 1)
+
+
+def test_a_student_reads_its_own_image_words_or_anothers(tmp_path, trained):
+    rows = [{"id": str(n), "text": text, "image_words": [f"w{n}"]} for n, text in enumerate(texts(20))]
+    write_dataset(tmp_path / "pairs", {"train": rows}, PAIRS_FEATURES, "Pairs")
+    arguments = ["--teachers", json.dumps([str(trained("crf"))]), "--data", str(tmp_path / "pairs")]
+    assert soft_labels.main([*arguments, "--image_words", "given", "--output", str(tmp_path / "soft")]) == 0
+    read = {mode: read_soft_labels(tmp_path / "soft", SCHEME, mode, 1).image_words for mode in ("given", "shuffled")}
+    assert read["given"] == [[f"w{n}"] for n in range(20)]
+    assert sorted(read["shuffled"]) == sorted(read["given"])
+    assert all(own != other for own, other in zip(read["given"], read["shuffled"], strict=True))
+
+
+@pytest.mark.parametrize(
+    "student, own",
+    [(distill.DistillSettings, NERSettings), (word_distill.WordDistillSettings, WordNERSettings)],
+)
+def test_its_settings_are_those_of_training_on_tags(student, own):
+    defaults = {each.name: each.default_factory() for each in fields(student) if each.default_factory is not MISSING}
+    for each in fields(own):
+        if each.name not in ("schedule", "tweets_per_step") and each.default_factory is not MISSING:
+            assert defaults[each.name] == each.default_factory(), each.name
 
 
 def test_a_teacher_of_one_keeps_its_distribution(trained):

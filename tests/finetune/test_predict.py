@@ -1,5 +1,6 @@
 """`python -m finetune.predict`: rows in, rows out, in bounded memory, whole or not at all."""
 
+import errno
 import gzip
 import json
 import os
@@ -218,6 +219,26 @@ def test_settings_that_are_refused(model, tmp_path, capsys, more):
         run(model, tmp_path / "a.txt", tmp_path / "b.jsonl", *more)
     assert exit.value.code == 2
     assert more[0].strip("-") in capsys.readouterr().err
+
+
+def test_a_full_disk(model, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "posts.jsonl", {"text": "a"})
+    arguments = [
+        "--model",
+        str(model),
+        "--input",
+        str(tmp_path / "posts.jsonl"),
+        "--output",
+        str(tmp_path / "out.jsonl"),
+    ]
+
+    def full(_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(predict, "sync_to_disk", full)
+    assert predict.main(arguments) == 2
+    assert "out.jsonl: No space left on device. Nothing was written" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["posts.jsonl"]
 
 
 def test_as_a_command(model, tmp_path):

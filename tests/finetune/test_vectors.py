@@ -98,7 +98,7 @@ def test_a_gzip_file_that_was_cut_short(tmp_path):
     path = tmp_path / "v.txt.gz"
     path.write_bytes(gzip.compress(GLOVE.encode() * 1000)[:-20])
     with pytest.raises(InputError, match=r"v\.txt\.gz: cannot be read"):
-        read_vectors(path, None)
+        read_vectors(path, (), every_word=True)
 
 
 def test_a_bin_without_gensim(tmp_path, monkeypatch):
@@ -121,5 +121,8 @@ def test_fasttexts_binary_format(tmp_path):
     np.testing.assert_array_equal(rows["riverly"], model.wv["riverly"])
     assert (report["width"], report["as_written"], report["in_lower_case"]) == (6, 1, 1)
     assert report["of_subwords"] == 2 and report["out_of_vocabulary"] == 0
+    every, vectors_VD, (report_of_all,) = word_vectors([tmp_path / "v.bin"], counts, seed=1, every_word=True)
+    assert {"river", "rivers", "riverly", "Paris"} <= set(every) and report_of_all == report
+    np.testing.assert_array_equal(vectors_VD[every.index("riverly")], model.wv["riverly"])
     with pytest.raises(InputError, match=r"w\.bin: is not fastText's binary format"):
         read_vectors(write(tmp_path / "w.bin", GLOVE), {"the"})

@@ -458,7 +458,7 @@ def test_a_training_stage_that_refuses_says_so_without_a_traceback(run, capfd):
 @pytest.mark.parametrize(
     "launcher, expected",
     [
-        (Launcher(1, on_cpu=False, config=Path("/c.yaml")), "--config_file /c.yaml /s/mlm.py"),
+        (Launcher(1, on_cpu=False, config=Path("/c.yaml")), "--config_file /c.yaml --num_processes 1 /s/mlm.py"),
         (
             Launcher(4, on_cpu=False, config=Path("/c.yaml")),
             "--config_file /c.yaml --multi_gpu --num_processes 4 /s/mlm.py",

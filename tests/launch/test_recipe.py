@@ -294,6 +294,7 @@ def test_a_recipe_begins_with_the_stages_of_another(write, tmp_path):
         ("other.yaml", "by way of .*other.yaml"),
         ("none.yaml", "no such recipe"),
         ("../recipe.yaml", "the name of a recipe beside it"),
+        ("", "the name of a recipe beside it"),
         (3, "the name of a recipe beside it"),
     ],
 )
