@@ -52,7 +52,7 @@ def distill(settings: DistillSettings, stage: Stage) -> None:
     stage.seeds = [settings.seed]
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
     model, reader = model_and_reader(settings, stage, scheme)
-    soft = read_soft_labels(settings.soft_labels, scheme, settings.image_words, settings.seed)
+    soft = read_soft_labels(settings.soft_labels, scheme, settings.read_image_words, settings.seed)
     splits = read_splits(settings, stage, reader)
     tagger = SoftPieceTagger(model, soft.crf, settings.temperature)
     task = make_task(settings, stage, soft, reader, splits, scheme)

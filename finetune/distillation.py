@@ -16,7 +16,7 @@ import torch
 
 from data_prep.layout import check_columns, shard_files
 from finetune.crf import PENALTY, LinearChainCRF
-from finetune.features import shuffled
+from finetune.features import image_words_read
 from finetune.inputs import Reader
 from finetune.soft_labels import FEATURES
 from finetune.tagger import PieceTagger, Tagger, WordTagger
@@ -36,7 +36,7 @@ class SoftLabels:
 
     ids: list[str]
     tokens: list[list[str]]
-    image_words: list[list[str]]
+    image_words: Sequence[Sequence[str]]
     scores: np.ndarray
     """The teacher's, fp16 [sum of all words, L]."""
     first_word: np.ndarray
@@ -72,9 +72,7 @@ def read_soft_labels(folder: Path, scheme: TagScheme, image_words: str, seed: in
         which = f"text {table['id'][int(wrong[0])]} has not as many scores as words and labels"
         raise InputError.at(folder, None, which, "Label the corpus again.")
     scores = table["scores"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, labels)
-    words_of_images = table["image_words"].to_pylist() if image_words != "none" else [[] for _ in tokens]
-    if image_words == "shuffled":
-        words_of_images = shuffled(words_of_images, seed)
+    words_of_images = image_words_read(table["image_words"].to_pylist(), image_words, seed)
     first_word = np.cumsum([0, *words])
     return SoftLabels(table["id"].to_pylist(), tokens, words_of_images, scores, first_word, crf)
 
@@ -218,7 +216,7 @@ def make_task(
     )
     cut = sum(task.inputs.words_truncated[: len(soft.ids)])
     stage.facts["data"]["soft_labels"] = {"texts": len(soft.ids), "words": len(soft.scores), "words_truncated": cut}
-    if settings.image_words != "none" and not any(soft.image_words):
+    if settings.read_image_words != "none" and not any(soft.image_words):
         stage.warn(
             f"{settings.soft_labels}: no text has image words: the student sees those of the data set's tweets alone"
         )

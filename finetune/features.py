@@ -187,6 +187,13 @@ def collate(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def image_words_read(image_words: Sequence[Sequence[str]], mode: str, seed: int) -> Sequence[Sequence[str]]:
+    """What is read of the tweets' image words: their own (``given``), another tweet's (``shuffled``), or ``none``."""
+    if mode == "none":
+        return [()] * len(image_words)
+    return shuffled(image_words, seed) if mode == "shuffled" else image_words
+
+
 def shuffled(image_words: Sequence[Sequence[str]], seed: int) -> list[Sequence[str]]:
     """Every tweet gets another tweet's image words: one cycle through all of them, in a random order."""
     order = np.random.Generator(np.random.Philox(key=[seed, 0x1AA6E])).permutation(len(image_words))

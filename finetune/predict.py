@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except OSError as error:  # a full disk, a file that may not be read
         place = error.filename or settings.output
-        print(f"finetune/predict: error: {place}: {error.strerror}. Nothing was written.", file=sys.stderr)
+        print(f"finetune/predict: error: {place}: {error.strerror or error}. Nothing was written.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("finetune/predict: interrupted, nothing written", file=sys.stderr)

@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
 from finetune import scorer
-from finetune.features import shuffled
+from finetune.features import image_words_read
 from finetune.inputs import Inputs, Reader, longest_first
 from finetune.tagger import Tagger
 from finetune.tags import TagScheme, bio_to_bioes, check_tags
@@ -69,11 +69,7 @@ def read_rows(folder: Path, name: str, image_words: str, seed: int) -> list[dict
             f"{folder}: no tweet of its {name} split has image words, which --image_words {image_words} needs. "
             "Give a data set with them, or --image_words none."
         )
-    if image_words == "shuffled":
-        words = shuffled(words, seed)
-    elif image_words == "none":
-        words = [[] for _ in rows]
-    for row, read in zip(rows, words, strict=True):
+    for row, read in zip(rows, image_words_read(words, image_words, seed), strict=True):
         row["image_words"] = list(read)  # what the model reads, for the predictions file
     return rows
 

@@ -41,11 +41,20 @@ class RecognizerSettings(TrainingStageSettings):
     patience: int | None = None
     """Stop after this many epochs without a better F1 on `validation`; null trains to the end."""
 
+    @property
+    def read_image_words(self) -> str:
+        """The image words that are read: those of ``image_words``; a system that reads none says so."""
+        return self.image_words
+
 
 def read_splits(settings: RecognizerSettings, stage: Stage, reader: Reader) -> dict[str, Split]:
     """The data set's splits, counted in the stage's rows and facts."""
-    rows = {name: read_rows(settings.data, name, settings.image_words, settings.seed) for name in SPLITS}
-    return make_splits(rows, stage, reader)
+    return make_splits(read_all_rows(settings), stage, reader)
+
+
+def read_all_rows(settings: RecognizerSettings) -> dict[str, list[dict[str, Any]]]:
+    """The data set's rows by split, with the image words that the system reads."""
+    return {name: read_rows(settings.data, name, settings.read_image_words, settings.seed) for name in SPLITS}
 
 
 def make_splits(rows_of_splits: dict[str, list[dict[str, Any]]], stage: Stage, reader: Reader) -> dict[str, Split]:

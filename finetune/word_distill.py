@@ -14,8 +14,8 @@ from pathlib import Path
 from data_prep.layout import ENTITY_TYPES
 from finetune.distillation import DistillationSettings, SoftWordTagger, make_task, read_soft_labels
 from finetune.tags import TagScheme
-from finetune.training import train_recognizer
-from finetune.word_ner import WordNERSettings, check_settings, inputs, model_and_reader, read_all_rows, read_splits
+from finetune.training import read_all_rows, train_recognizer
+from finetune.word_ner import WordNERSettings, check_settings, inputs, model_and_reader, read_splits
 from launch.loop import make_accelerator
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage

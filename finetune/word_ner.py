@@ -21,9 +21,9 @@ from finetune.systems.coattention import CoAttentionForTokenClassification
 from finetune.systems.cwi import CWIForTokenClassification
 from finetune.systems.lstm_cnn_crf import LSTMCNNCRFForTokenClassification
 from finetune.tagger import WordTagger
-from finetune.tagging import Split, read_rows
+from finetune.tagging import Split
 from finetune.tags import TagScheme
-from finetune.training import SPLITS, RecognizerSettings, make_splits, train_recognizer
+from finetune.training import SPLITS, RecognizerSettings, make_splits, read_all_rows, train_recognizer
 from finetune.vectors import word_vectors
 from finetune.word_input import WordFormat, WordReader
 from finetune.word_model import WordModel
@@ -123,11 +123,6 @@ def train_on_vectors(settings: WordNERSettings, stage: Stage) -> None:
     if settings.system == "coattention":
         splits = with_regions(splits, regions, stage)
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, WordTagger(model))
-
-
-def read_all_rows(settings: WordNERSettings) -> dict[str, list[dict[str, Any]]]:
-    """The data set's rows by split, with the image words that the system reads."""
-    return {split: read_rows(settings.data, split, settings.read_image_words, settings.seed) for split in SPLITS}
 
 
 def model_and_reader(

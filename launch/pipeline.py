@@ -206,7 +206,8 @@ def _verdict(own: str, upstream: dict[str, str], output: Path, finished: bool, o
     changing = [name for name, verdict in upstream.items() if verdict != UP_TO_DATE]
     missing = own.removeprefix(INPUT_MISSING).split("; ") if own.startswith(INPUT_MISSING) else []
     for place in missing:
-        if not changing or f"{output}{os.sep}" not in place:  # no stage before it makes that
+        path = Path(place.partition(": ")[2].removesuffix(" is not there"))
+        if not changing or not path.is_relative_to(output):  # no stage before it makes that
             return f"would fail: its input {place.strip()}"
     if not changing:
         return own

@@ -106,12 +106,12 @@ class Running:
     def say_how_it_ended(self, signalled: signal.Signals | None) -> int:
         """Say it, and give the pipeline's exit code for it."""
         code, after = self.process.returncode, f"after {duration(time.monotonic() - self.started)}"
+        if code == 0 and not self.mark.exists():
+            say(f"{self.label}: done {after}")
+            return 0
         stopped_to_go_on = (
             code == REQUEUE_EXIT_CODE or self.trains and (signalled in STOP_SIGNALS or self.mark.exists())
         )
-        if code == 0:
-            say(f"{self.label}: done {after}")
-            return 0
         if signalled is not None or stopped_to_go_on:
             if code > 0 and code != REQUEUE_EXIT_CODE and not self.mark.exists() and self.log is not None:
                 say(last_lines(self.log, self.log_begins))  # it may have failed, and not stopped
@@ -179,6 +179,7 @@ def run_stages(
                 running.remove(one)
                 codes.append(one.say_how_it_ended(came[0] if came else None))
                 bar.update()
+                bar.set_postfix_str(", ".join(one.stage.name for one in running))
     failures = [code for code in codes if code]
     if came and (not failures or REQUEUE_EXIT_CODE in failures):
         # Where one stage goes on from where it was, the pipeline does, whatever became of the others.

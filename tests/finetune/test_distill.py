@@ -117,7 +117,7 @@ def test_the_student_learns_from_the_teacher_alone(tmp_path, encoder, named, sof
 
 
 @pytest.mark.parametrize("system", ["bilstm_crf", "cwi"])
-def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named, soft, system):
+def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named, soft, system, caplog):
     words = "the a in at with and saw met likes ! , maria lee smith paris oslo bay acme corp nasa iliad jordan".split()
     vectors = write_vectors(tmp_path / "tiny.vec", words)
     arguments = ["--system", system, "--vectors", str(vectors), "--data", str(named)]
@@ -130,6 +130,7 @@ def test_a_system_on_word_vectors_learns_from_the_teacher_alone(tmp_path, named,
     assert Recognizer.from_pretrained(tmp_path / "out").entities(["saw maria lee"])[0][0].type == "PER"
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert set(manifest["inputs"]) == {"vectors 1", "data", "soft_labels"}
+    assert ("no text has image words" in caplog.text) == (system == "cwi")  # the other reads none
     told = manifest["facts"]["data"]["soft_labels"]
     assert told["texts"] == 301 and told["words_truncated"] == 61 - 35  # one text is longer than it reads
     known = (tmp_path / "out" / "words.txt").read_text().splitlines()
