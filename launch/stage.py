@@ -562,8 +562,9 @@ def _dry_run(
 
 
 def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line that a crash cut short is passed over."""
+    """Rows of a JSON-lines file; a last line that a crash cut short, or that is being written, is passed over."""
     with open(path, encoding="utf-8") as file:
         for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+            if not line.endswith("\n"):
+                return  # its rest may be there by now, and would be read as a line of its own
+            yield json.loads(line)

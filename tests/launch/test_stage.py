@@ -6,11 +6,13 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import yaml
 
+from launch import stage
 from launch.stage import read_manifest
 
 STAGE = '''
@@ -465,3 +467,10 @@ def test_two_that_grow_the_same_output_are_kept_apart(grower):
         _, errors = first.communicate(timeout=20)
     assert first.returncode == 130 and "the same command goes on" in errors
     assert grower().returncode == 0
+
+
+def test_a_line_that_is_being_written_is_passed_over(monkeypatch):
+    """What Python reads of a file that grows while it stands at the end: the rest of a line as one more line."""
+    read = ['{"step": 1}\n', '{"step"', ": 2}\n", '{"step": 3}\n']
+    monkeypatch.setattr(stage, "open", lambda *_, **__: nullcontext(iter(read)), raising=False)
+    assert list(stage.iterate_jsonl(Path("metrics.jsonl"))) == [{"step": 1}]
