@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -16,8 +18,23 @@ class SixteenBitDropout(nn.Dropout):
         """Elements are zero with the probability ``p``, the others divided by ``1 - p``."""
         if not self.training or self.p in (0, 1) or x.device.type != "cpu":
             return super().forward(x)
-        dropped = min(2**16 - 1, round(self.p * 2**16))
+        dropped = steps_of(self.p)
         return x * draw(x.shape, dropped) * (2**16 / (2**16 - dropped))
+
+
+def drop_mask(shapes: Sequence[tuple[int, ...]], rate: float, dtype: torch.dtype) -> list[torch.Tensor | None]:
+    """Masks of these shapes, drawn together: 0 with probability ``rate``, else its inverse complement. None at rate 0."""
+    if rate == 0:
+        return [None] * len(shapes)
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    dropped = steps_of(rate)
+    kept = draw(torch.Size([sum(sizes)]), dropped).to(dtype).mul_(2**16 / (2**16 - dropped))
+    return [mask.view(shape) for mask, shape in zip(kept.split(sizes), shapes, strict=True)]
+
+
+def steps_of(rate: float) -> int:
+    """The rate in steps of 2**-16; below 1."""
+    return min(2**16 - 1, round(rate * 2**16))
 
 
 def draw(shape: torch.Size, dropped: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ Shapes: B tweets, T word pieces of the longest, W words of the longest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from finetune.word_shapes import shape_of
 SPECIAL_TOKENS = 3
 """[CLS] and two [SEP]."""
 TOKENIZED_AT_ONCE = 1000
+LENGTHS_APART = 4
+"""Batches are padded to multiples of this: products are prepared anew for each shape that comes up, in half a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class PieceInputs:
 
     encoded: list[Encoded]
     pad_token: int
+    maximum_length: int
+    """Word pieces at the most, padding included."""
 
     @property
     def lengths(self) -> list[int]:
@@ -84,8 +89,10 @@ class PieceInputs:
         return np.unique(np.concatenate([[self.pad_token], *(tweet.pieces for tweet in self.encoded)]))
 
     def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
-        """Tensors of some of the tweets, as :func:`collate` makes them."""
-        return collate([self.encoded[tweet] for tweet in tweets], labels, self.pad_token)
+        """Tensors of some of the tweets, as :func:`collate` makes them, in lengths that are :data:`LENGTHS_APART`."""
+        return collate(
+            [self.encoded[tweet] for tweet in tweets], labels, self.pad_token, LENGTHS_APART, self.maximum_length
+        )
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,8 @@ class PieceReader:
 
     def read(self, words: Sequence[Sequence[str]], image_words: Sequence[Sequence[str]]) -> PieceInputs:
         """Tweets as :func:`encode` lays them out."""
-        return PieceInputs(encode(words, image_words, self.tokenizer, self.layout), self.tokenizer.pad_token_id)
+        encoded = encode(words, image_words, self.tokenizer, self.layout)
+        return PieceInputs(encoded, self.tokenizer.pad_token_id, self.layout.maximum_length)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer; the layout is part of the model's configuration."""
@@ -148,13 +156,17 @@ def collate(
     tweets: Sequence[Encoded],
     labels: Sequence[Sequence[int]] | None,
     pad_token: int,
+    multiple: int = 1,
+    maximum_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors of a batch for :class:`finetune.tagger.PieceTagger`, padded to the longest tweet in it.
 
     ``labels`` are ids for each word. Token types are 0 in the first segment and the padding, 1 in the image words.
+    Pieces and words are padded on to the next ``multiple``, pieces to no more than ``maximum_length``.
     """
-    length = max(len(tweet.pieces) for tweet in tweets)
-    words = max(1, *(len(tweet.first_piece) for tweet in tweets))
+    longest = max(len(tweet.pieces) for tweet in tweets)
+    length = min(rounded_up(longest, multiple), max(longest, maximum_length or math.inf))
+    words = rounded_up(max(1, *(len(tweet.first_piece) for tweet in tweets)), multiple)
     input_ids = np.full((len(tweets), length), pad_token, np.int64)
     attention_mask = np.zeros((len(tweets), length), np.int64)
     token_type_ids = np.zeros((len(tweets), length), np.int64)
@@ -185,6 +197,11 @@ def collate(
     if labels is not None:
         arrays |= {"labels_BW": label_ids, "weight": np.asarray(int(word_mask.sum()))}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def rounded_up(length: int, multiple: int) -> int:
+    """The length or the next multiple."""
+    return -(-length // multiple) * multiple
 
 
 def image_words_read(image_words: Sequence[Sequence[str]], mode: str, seed: int) -> Sequence[Sequence[str]]:

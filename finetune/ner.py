@@ -7,6 +7,8 @@ against the tags as they were published. The output is a plain Hugging Face fold
 ENCODER may be a recognizer, too, such as one trained on CoNLL-2003: then it is trained on, head and all.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -15,8 +17,8 @@ from transformers import AutoModel, AutoModelForTokenClassification, PreTrainedC
 
 from data_prep.layout import ENTITY_TYPES
 from finetune.features import InputFormat, PieceReader
+from finetune.regularisation import Regularisation, RegularisedPieceTagger
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification, without_pooler
-from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
 from finetune.training import RecognizerSettings, read_splits, train_recognizer
 from finetune.word_shapes import SHAPES
@@ -41,8 +43,12 @@ class NERSettings(EncoderStageSettings, RecognizerSettings):
     """Lengths and form of the model's input."""
     head_learning_rate: float = 5e-3
     """Peak learning rate of linear layer, CRF and word shapes, which are new; `optimizer.learning_rate` is the encoder's."""
+    layer_decay: float = 1.0
+    """The learning rate of each of the encoder's layers is that of the layer above times this; the embeddings lie lowest."""
     dropout: float | None = None
     """Dropout of the encoder and before the head; null keeps the encoder's own."""
+    regularisation: Regularisation = field(default_factory=Regularisation)
+    """R-Drop, adversarial training, multi-sample dropout."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=3e-4))
     """The optimizer, AdamW."""
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=10))
@@ -63,8 +69,8 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
     model, reader = model_and_reader(settings, stage, scheme)
     splits = read_splits(settings, stage, reader)
-    learning_rates = lambda name: learning_rate_of(name, settings)  # noqa: E731
-    train_recognizer(settings, stage, accelerator, splits, scheme, reader, PieceTagger(model), learning_rates)
+    tagger = RegularisedPieceTagger(model, settings.regularisation)
+    train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, learning_rates(settings, model))
 
 
 def model_and_reader(settings: NERSettings, stage: Stage, scheme: TagScheme) -> tuple[PreTrainedModel, PieceReader]:
@@ -158,10 +164,18 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
     return model, new
 
 
-def learning_rate_of(parameter: str, settings: NERSettings) -> float:
-    """Peak learning rate of a parameter of the tagger: the head's own, or the encoder's."""
-    is_head = parameter.startswith(("model.classifier.", "model.crf.", "model.shape_embeddings."))
-    return settings.head_learning_rate if is_head else settings.optimizer.learning_rate
+def learning_rates(settings: NERSettings, model: PreTrainedModel) -> Callable[[str], float]:
+    """The peak learning rate of a parameter of the tagger, by its name: the head's own, or that of the encoder's layer."""
+    layers = model.base_model.config.num_hidden_layers
+
+    def of(parameter: str) -> float:
+        if parameter.startswith(("model.classifier.", "model.crf.", "model.shape_embeddings.")):
+            return settings.head_learning_rate
+        layer = re.search(r"\.layer\.(\d+)\.", parameter)
+        above = layers - 1 - int(layer[1]) if layer else layers
+        return settings.optimizer.learning_rate * settings.layer_decay**above
+
+    return of
 
 
 if __name__ == "__main__":

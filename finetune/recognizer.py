@@ -129,7 +129,7 @@ class Recognizer:
         inputs = self.reader.read([post.words for post in posts], words_of_images)
         order = longest_first(inputs)
         results: list[Recognized | None] = [None] * len(posts)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast), self.tagger.unchanged():
             for start in range(0, len(order), READ_AT_ONCE):
                 chosen = order[start : start + READ_AT_ONCE]
                 found = self._recognize_batch([posts[i] for i in chosen], inputs, chosen)

@@ -9,6 +9,8 @@ Shapes: V rows of the whole embedding, R rows in use, H hidden size.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,7 +18,11 @@ from torch.nn import functional
 
 
 class RowsInUse(nn.Module):
-    """An embedding of which only some rows are trained: ``weight`` [R, H]. The others are looked up outside training alone."""
+    """An embedding of which only some rows are trained: ``weight`` [R, H]. The others are looked up outside training alone.
+
+    In one process its gradient is kept between the steps, and cleared at the rows that the last step had: a batch has a
+    few hundred of thousands of rows. Several processes exchange gradients, which must come anew each time.
+    """
 
     def __init__(self, embedding: nn.Embedding, rows: np.ndarray) -> None:
         super().__init__()
@@ -29,10 +35,13 @@ class RowsInUse(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         padding = embedding.padding_idx
         self.padding_row = None if padding is None or place_V[padding] < 0 else int(place_V[padding])
+        self.gradient = KeptGradient()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Embeddings of ids. In training they must be in use."""
         places = self.place_V[ids]
+        if self.training and torch.is_grad_enabled() and not torch.distributed.is_initialized():
+            return LookUp.apply(self.weight, places, self.padding_row, self.gradient)
         embedded = functional.embedding(places.clamp(min=0), self.weight, self.padding_row)
         if self.training:
             return embedded
@@ -43,6 +52,46 @@ class RowsInUse(nn.Module):
         whole_VH = self.whole_VH.to(weight_RH.device, copy=True)
         whole_VH[self.rows_R.to(weight_RH.device)] = weight_RH
         return whole_VH
+
+
+class KeptGradient:
+    """The gradient of a weight [R, H], kept between the steps, and the rows of it that are not zero."""
+
+    def __init__(self) -> None:
+        self.gradient_RH: torch.Tensor | None = None
+        self.rows: list[torch.Tensor] = []
+
+    def add(self, weight_RH: nn.Parameter, rows: torch.Tensor, gradient: torch.Tensor) -> None:
+        """Add to the weight's gradient at ``rows`` [N] those given, [N, H]; first in a step, it replaces what was."""
+        if self.gradient_RH is None:
+            self.gradient_RH = torch.zeros_like(weight_RH)
+        if weight_RH.grad is not self.gradient_RH:  # the last step's was taken away
+            for filled in self.rows:
+                self.gradient_RH.index_fill_(0, filled, 0.0)
+            self.rows = []
+            weight_RH.grad = self.gradient_RH
+        self.gradient_RH.index_add_(0, rows, gradient)
+        self.rows.append(rows)
+
+
+class LookUp(torch.autograd.Function):
+    """Rows of a weight whose gradient is a :class:`KeptGradient`; ``functional.embedding`` would make a new one each time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight_RH: nn.Parameter, places: torch.Tensor, padding_row: int | None, kept: KeptGradient
+    ) -> torch.Tensor:
+        """The rows at ``places`` [...]: [..., H]."""
+        ctx.weight_RH, ctx.places, ctx.padding_row, ctx.kept = weight_RH, places.flatten(), padding_row, kept
+        return weight_RH.index_select(0, ctx.places).view(*places.shape, -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, ...]:
+        """Adds to the weight's ``grad`` itself, so that autograd has nothing to add."""
+        ctx.kept.add(ctx.weight_RH, ctx.places, gradient.reshape(len(ctx.places), -1))
+        if ctx.padding_row is not None:
+            ctx.weight_RH.grad[ctx.padding_row] = 0.0
+        return None, None, None, None
 
 
 def with_all_rows(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

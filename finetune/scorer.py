@@ -35,26 +35,7 @@ def spans(tags: Sequence[str], convention: str) -> list[Span]:
     Raises ValueError for an unknown convention and for a tag that is not BIO.
     """
     _check_convention(convention)
-    entities: list[Span] = []
-    open_type, start = "", 0
-    for position, tag in enumerate(tags):
-        if tag == "O":  # as most are
-            if open_type:
-                entities.append((open_type, start, position))
-                open_type = ""
-            continue
-        prefix, entity_type = split_tag(tag)
-        if prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type:
-            raise ValueError(f"{tag!r} at position {position} is not a BIO tag")
-        if prefix == "I" and entity_type == open_type:
-            continue
-        if open_type:
-            entities.append((open_type, start, position))
-        opens = prefix == "B" or convention == "conlleval"
-        open_type, start = (entity_type, position) if opens else ("", position)
-    if open_type:
-        entities.append((open_type, start, len(tags)))
-    return entities
+    return _of_convention(_opened_spans(tags), convention)
 
 
 def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequence[str] = ENTITY_TYPES) -> dict:
@@ -66,22 +47,14 @@ def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequenc
 
     Raises ValueError, naming the sentence, if the lengths differ or a tag is not BIO over `types`.
     """
-    spans_of = {"gold": [], "predicted": [], "correct": []}
-    for gold_spans, predicted_spans in _span_pairs(gold, predicted, convention, types):
-        spans_of["gold"] += gold_spans
-        spans_of["predicted"] += predicted_spans
-        spans_of["correct"] += set(gold_spans).intersection(predicted_spans)
-    found = {name: Counter(entity_type for entity_type, _, _ in found) for name, found in spans_of.items()}
-    by_type = {t: _fractions(**{name: counts[t] for name, counts in found.items()}) for t in types}
-    return {
-        "micro": _fractions(**{name: counts.total() for name, counts in found.items()}),
-        "by_type": by_type,
-    }
+    _check_convention(convention)
+    return _score(_span_pairs(gold, predicted, types), convention, types)
 
 
 def score_both(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
     """`score` in both conventions: ``{"conlleval": ..., "strict": ...}``."""
-    return {convention: score(gold, predicted, convention, types) for convention in CONVENTIONS}
+    pairs = _span_pairs(gold, predicted, types)
+    return {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
 
 
 def confusion(
@@ -93,26 +66,61 @@ def confusion(
     counts predicted entities whose boundaries no gold entity has, column ``none`` gold ones whose boundaries
     no predicted one has. Rows and columns sum to the counts of `score`, which raises the same errors.
     """
-    labels = [*types, "none"]
-    row = {label: i for i, label in enumerate(labels)}
-    matrix = [[0] * len(labels) for _ in labels]
-    for gold_spans, predicted_spans in _span_pairs(gold, predicted, convention, types):
-        # A sentence's entities do not overlap, so boundaries identify them.
-        gold_types = {(start, end): entity_type for entity_type, start, end in gold_spans}
-        predicted_types = {(start, end): entity_type for entity_type, start, end in predicted_spans}
-        for boundaries in gold_types.keys() | predicted_types.keys():
-            pair = gold_types.get(boundaries, "none"), predicted_types.get(boundaries, "none")
-            matrix[row[pair[0]]][row[pair[1]]] += 1
-    return {"labels": labels, "matrix": matrix}
-
-
-def _span_pairs(gold: Sentences, predicted: Sentences, convention: str, types: Sequence[str]):
-    """Yield each sentence's gold and predicted spans, after checking its tags."""
     _check_convention(convention)
+    return _confusion(_span_pairs(gold, predicted, types), convention, types)
+
+
+def score_all(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
+    """What `score_both` returns, and ``confusion``, from one reading of the tags."""
+    pairs = _span_pairs(gold, predicted, types)
+    scores = {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
+    return {**scores, "confusion": _confusion(pairs, "conlleval", types)}
+
+
+_OpenedSpan = tuple[Span, bool]
+"""An entity as conlleval reads it, and whether a ``B-`` opens it: those are the entities of the strict reading."""
+
+
+def _opened_spans(tags: Sequence[str]) -> list[_OpenedSpan]:
+    """Entities of one sentence, in order. ValueError for a tag that is not BIO."""
+    if tags.count("O") == len(tags):  # as in many sentences
+        return []
+    found: list[_OpenedSpan] = []
+    open_type, start, by_b = "", 0, False
+    for position, tag in enumerate(tags):
+        if tag == "O":
+            if open_type:
+                found.append(((open_type, start, position), by_b))
+                open_type = ""
+            continue
+        prefix, entity_type = split_tag(tag)
+        if prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type:
+            raise ValueError(f"{tag!r} at position {position} is not a BIO tag")
+        if prefix == "I" and entity_type == open_type:
+            continue
+        if open_type:
+            found.append(((open_type, start, position), by_b))
+        open_type, start, by_b = entity_type, position, prefix == "B"
+    if open_type:
+        found.append(((open_type, start, len(tags)), by_b))
+    return found
+
+
+def _of_convention(opened: list[_OpenedSpan], convention: str) -> list[Span]:
+    return [span for span, by_b in opened if by_b or convention == "conlleval"]
+
+
+_SpanPairs = list[tuple[list[_OpenedSpan], list[_OpenedSpan]]]
+"""Gold and predicted entities of each sentence that has any."""
+
+
+def _span_pairs(gold: Sentences, predicted: Sentences, types: Sequence[str]) -> _SpanPairs:
+    """All sentences' entities, after a check of their tags."""
     types = check_types(types)
     known = bio_tags(types)
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} gold sentences, but {len(predicted)} predicted")
+    pairs = []
     for index, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
         if len(gold_tags) != len(predicted_tags):
             raise ValueError(f"sentence {index}: {len(gold_tags)} gold tags, but {len(predicted_tags)} predicted")
@@ -122,7 +130,41 @@ def _span_pairs(gold: Sentences, predicted: Sentences, convention: str, types: S
                     check_tags(tags, types)
                 except ValueError as error:
                     raise ValueError(f"sentence {index}, {name}: {error}") from None
-        yield spans(gold_tags, convention), spans(predicted_tags, convention)
+        pair = _opened_spans(gold_tags), _opened_spans(predicted_tags)
+        if any(pair):
+            pairs.append(pair)
+    return pairs
+
+
+def _score(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:
+    spans_of = {"gold": [], "predicted": [], "correct": []}
+    for pair in pairs:
+        gold_spans, predicted_spans = (_of_convention(opened, convention) for opened in pair)
+        spans_of["gold"] += gold_spans
+        spans_of["predicted"] += predicted_spans
+        spans_of["correct"] += set(gold_spans).intersection(predicted_spans)
+    found = {name: Counter(entity_type for entity_type, _, _ in found) for name, found in spans_of.items()}
+    by_type = {t: _fractions(**{name: counts[t] for name, counts in found.items()}) for t in types}
+    return {
+        "micro": _fractions(**{name: counts.total() for name, counts in found.items()}),
+        "by_type": by_type,
+    }
+
+
+def _confusion(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:
+    labels = [*types, "none"]
+    row = {label: i for i, label in enumerate(labels)}
+    matrix = [[0] * len(labels) for _ in labels]
+    for pair in pairs:
+        # A sentence's entities do not overlap, so boundaries identify them.
+        gold_types, predicted_types = (
+            {(start, end): entity_type for entity_type, start, end in _of_convention(opened, convention)}
+            for opened in pair
+        )
+        for boundaries in gold_types.keys() | predicted_types.keys():
+            labelled = gold_types.get(boundaries, "none"), predicted_types.get(boundaries, "none")
+            matrix[row[labelled[0]]][row[labelled[1]]] += 1
+    return {"labels": labels, "matrix": matrix}
 
 
 def _check_convention(convention: str) -> None:

@@ -5,6 +5,8 @@ Shapes: B tweets, T word pieces of the longest, W words of the longest, L labels
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,7 +14,9 @@ from transformers import PreTrainedModel
 
 from finetune.features import PieceInputs
 from finetune.inputs import Inputs
+from finetune.lean_bert import LeanBert
 from finetune.rows_in_use import RowsInUse
+from finetune.systems.msb import MSBForTokenClassification
 
 
 class Tagger(nn.Module):
@@ -29,6 +33,10 @@ class Tagger(nn.Module):
     def emissions(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word."""
         raise NotImplementedError
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Context in which no parameter changes, nor the type computed in; some taggers have less to do then."""
+        return nullcontext()
 
     def train_rows_in_use(self, inputs: Inputs) -> None:
         """Before training: set aside the rows of embeddings that ``inputs`` do not have. Does nothing for most systems."""
@@ -67,7 +75,18 @@ class Tagger(nn.Module):
 
 
 class PieceTagger(Tagger):
-    """Of a model over word pieces (MSB): a word's scores are those of its first piece."""
+    """Of a model over word pieces (MSB): a word's scores are those of its first piece.
+
+    A plain BERT is computed by :class:`LeanBert` on processors, where ``lean`` is not None.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self.lean = LeanBert.of(model)
+
+    def unchanged(self) -> AbstractContextManager[None]:
+        """Context in which the weights are rounded once."""
+        return self.lean.unchanged() if self.lean else nullcontext()
 
     def train_rows_in_use(self, inputs: PieceInputs) -> None:
         """Set aside the embeddings of word pieces that ``inputs`` do not have."""
@@ -83,10 +102,18 @@ class PieceTagger(Tagger):
         shape_ids_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word's first piece; see :mod:`finetune.features`."""
+        if self.lean and self.lean.serves(input_ids_BT.device):
+            if isinstance(self.model, MSBForTokenClassification):
+                embedded_BTH = self.model.embedded(input_ids_BT, shape_ids_BT)
+            else:
+                embedded_BTH = self.model.get_input_embeddings()(input_ids_BT)
+            hidden_BWH = self.lean(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
+            return self.model.classifier(self.model.dropout(hidden_BWH)).float()
         inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "token_type_ids": token_type_ids_BT}
         if shape_ids_BT is not None:
             inputs["shape_ids"] = shape_ids_BT
         logits_BTL = self.model(**inputs).logits.float()
+        first_piece_BW = first_piece_BW.repeat(len(logits_BTL) // len(first_piece_BW), 1)  # of several draws of dropout
         return logits_BTL.gather(1, first_piece_BW[:, :, None].expand(-1, -1, logits_BTL.shape[2]))
 
 

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from data_prep.layout import ENTITY_TYPES, NER_TAGS, read_ner
+from data_prep.layout import NER_TAGS, read_ner
 from finetune import scorer
 from finetune.features import image_words_read
 from finetune.inputs import Inputs, Reader, longest_first
@@ -138,7 +138,7 @@ class Tagging:
         tagger = unwrapped(model)
         loss = weight = 0.0
         labelled = []
-        with accelerator.autocast():
+        with accelerator.autocast(), tagger.unchanged():
             for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
                 word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
                 emissions_BWL = tagger.emissions(**batch)
@@ -160,7 +160,7 @@ def predict(tagger: Tagger, split: Split, scheme: TagScheme, accelerator: Accele
     Computed in the accelerator's precision, as in training.
     """
     labelled = []
-    with accelerator.autocast():  # one for all batches: the weights are rounded once
+    with accelerator.autocast(), tagger.unchanged():  # one for all batches: the weights are rounded once
         for tweets, _, batch in batches(split, accelerator):
             word_mask_BW = batch.pop("word_mask_BW")
             labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
@@ -209,8 +209,7 @@ def gold_tags(split: Split) -> list[list[str]]:
 def score(split: Split, predicted: list[list[str]]) -> dict[str, Any]:
     """Everything `scores.json` holds of a split."""
     return {
-        **scorer.score_both(gold_tags(split), predicted),
-        "confusion": scorer.confusion(gold_tags(split), predicted, ENTITY_TYPES),
+        **scorer.score_all(gold_tags(split), predicted),
         "words_truncated": split.words_truncated,
         "tweets": len(split.rows),
     }

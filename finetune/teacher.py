@@ -62,7 +62,8 @@ def scores_of(
     inputs = recognizer.reader.read(words, image_words)
     order = longest_first(inputs)
     found: list[np.ndarray] = [np.zeros((0, 0), np.float32)] * len(words)
-    with torch.autocast(recognizer.device.type, torch.bfloat16, enabled=recognizer.autocast):
+    autocast = torch.autocast(recognizer.device.type, torch.bfloat16, enabled=recognizer.autocast)
+    with autocast, recognizer.tagger.unchanged():
         for start in range(0, len(order), READ_AT_ONCE):
             chosen = order[start : start + READ_AT_ONCE]
             batch = {name: tensor.to(recognizer.device) for name, tensor in inputs.batch(chosen).items()}

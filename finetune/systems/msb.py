@@ -105,16 +105,20 @@ class MSBForTokenClassification(PreTrainedModel):
         """
         inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
         if self.config.word_shapes:
-            if shape_ids is None:
-                raise ValueError(
-                    "this model reads how words are written, too: give shape_ids, as shape_ids_of makes them"
-                )
-            pieces_BTH = self.encoder.get_input_embeddings()(input_ids)
-            inputs["inputs_embeds"] = pieces_BTH + self.shape_embeddings(shape_ids)
+            inputs["inputs_embeds"] = self.embedded(input_ids, shape_ids)
         else:
             inputs["input_ids"] = input_ids
         hidden_BTH = self.encoder(**inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BTH)))
+
+    def embedded(self, input_ids: torch.Tensor, shape_ids: torch.Tensor | None) -> torch.Tensor:
+        """Each piece's embedding [B, T, H], with that of its word's shape where the model reads them."""
+        pieces_BTH = self.encoder.get_input_embeddings()(input_ids)
+        if not self.config.word_shapes:
+            return pieces_BTH
+        if shape_ids is None:
+            raise ValueError("this model reads how words are written, too: give shape_ids, as shape_ids_of makes them")
+        return pieces_BTH + self.shape_embeddings(shape_ids)
 
     @staticmethod
     def shape_ids_of(words: list[str], encoding: BatchEncoding) -> torch.Tensor:

@@ -67,7 +67,7 @@ def test_what_the_teachers_say_is_kept(soft, corpus, trained):
             mean_WL = (
                 with_crf.tagger.emissions(**inputs)[0] + with_softmax.tagger.emissions(**inputs)[0].log_softmax(1)
             ) / 2
-        np.testing.assert_allclose(scores_WL, mean_WL.numpy(), rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(scores_WL, mean_WL[: len(words)].numpy(), rtol=2e-3, atol=2e-3)
     crf, scheme = load_crf(soft)
     assert scheme == SCHEME
     torch.testing.assert_close(crf.transitions, with_crf.tagger.model.crf.transitions / 2)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForTokenClassification
 
 from finetune.features import InputFormat, collate, encode
-from finetune.ner import NERSettings, build_model, learning_rate_of
+from finetune.ner import NERSettings, build_model, learning_rates
 from finetune.systems.msb import MSBForTokenClassification
 from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
@@ -135,8 +135,10 @@ def test_dropout_setting(settings, head):
 
 def test_learning_rates(settings):
     settings = replace(settings, head="crf", head_learning_rate=0.5)
-    names = [name for name, _ in PieceTagger(build_model(settings, TagScheme())[0]).named_parameters()]
-    fast = [name for name in names if learning_rate_of(name, settings) == 0.5]
+    model, _ = build_model(settings, TagScheme())
+    names = [name for name, _ in PieceTagger(model).named_parameters()]
+    rate_of = learning_rates(settings, model)
+    fast = [name for name in names if rate_of(name) == 0.5]
     assert sorted(fast) == [
         "model.classifier.bias",
         "model.classifier.weight",
@@ -144,9 +146,18 @@ def test_learning_rates(settings):
         "model.crf.start_transitions",
         "model.crf.transitions",
     ]
-    assert {learning_rate_of(name, settings) for name in names if name not in fast} == {
-        settings.optimizer.learning_rate
-    }
+    assert {rate_of(name) for name in names if name not in fast} == {settings.optimizer.learning_rate}
+
+
+def test_learning_rates_decay_from_layer_to_layer(settings):
+    settings = replace(settings, layer_decay=0.5)
+    model, _ = build_model(settings, TagScheme())
+    rate_of, rate = learning_rates(settings, model), settings.optimizer.learning_rate
+    layers = model.base_model.config.num_hidden_layers
+    assert rate_of(f"model.encoder.encoder.layer.{layers - 1}.output.dense.weight") == rate
+    assert rate_of("model.bert.encoder.layer.0.attention.self.key.bias") == rate * 0.5 ** (layers - 1)
+    assert rate_of("model.bert.embeddings.LayerNorm.weight") == rate * 0.5**layers
+    assert rate_of("model.classifier.weight") == settings.head_learning_rate
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -154,7 +165,8 @@ def test_the_optimizer_moves_everything_at_its_own_rate(settings, tokenizer, hea
     """AdamW's first step is as long as the learning rate, wherever there is a gradient."""
     settings = replace(settings, head=head, head_learning_rate=0.05)
     tagger = make_tagger(settings).train()
-    optimizer = make_optimizer(tagger, settings.optimizer, lambda name: learning_rate_of(name, settings))
+    rate_of = learning_rates(settings, tagger.model)
+    optimizer = make_optimizer(tagger, settings.optimizer, rate_of)
     before = {name: parameter.detach().clone() for name, parameter in tagger.named_parameters()}
     tagger(**make_batch(tokenizer, [0, 1, 3])).backward()
     optimizer.step()
@@ -162,7 +174,7 @@ def test_the_optimizer_moves_everything_at_its_own_rate(settings, tokenizer, hea
         moved = (parameter - before[name]).abs().max().item()
         if name.endswith("key.bias"):
             continue  # the softmax of attention does not depend on it: its gradient is rounding
-        assert moved == pytest.approx(learning_rate_of(name, settings), rel=0.1), name
+        assert moved == pytest.approx(rate_of(name), rel=0.1), name
     if head == "crf":
         transitions, moved = tagger.model.crf.transitions, before["model.crf.transitions"]
         changed = (transitions - moved).abs() > 0.04

@@ -28,15 +28,16 @@ class Model(nn.Module):
         return self.linear(self.embedding(ids))
 
 
-def steps(model: nn.Module, weight_decay: float = 0.0) -> list[float]:
+def steps(model: nn.Module, weight_decay: float = 0.0, micro_batches: int = 1) -> list[float]:
     """Losses of some steps, with clipping, as the loop takes them."""
     optimizer = make_optimizer(model, OptimizerSettings(learning_rate=0.05, weight_decay=weight_decay))
     draws = np.random.default_rng(2)
     losses = []
     for _ in range(10):
-        ids = torch.from_numpy(draws.choice(USED, (4, 5)))
-        loss = nn.functional.cross_entropy(model.train()(ids).flatten(0, 1), ids.flatten() % 3)
-        loss.backward()
+        for _ in range(micro_batches):
+            ids = torch.from_numpy(draws.choice(USED, (4, 5)))
+            loss = nn.functional.cross_entropy(model.train()(ids).flatten(0, 1), ids.flatten() % 3)
+            loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -53,6 +54,20 @@ def test_it_is_the_same_training():
     assert trained.keys() == whole.state_dict().keys()
     for name, tensor in whole.state_dict().items():
         assert torch.equal(trained[name], tensor), name
+
+
+def test_it_is_the_same_training_in_micro_batches():
+    whole, some = Model(), Model()
+    some.embedding = RowsInUse(some.embedding, np.array(USED))
+    np.testing.assert_allclose(steps(some, micro_batches=3), steps(whole, micro_batches=3), rtol=1e-5)
+
+
+def test_among_several_processes_the_gradient_is_autograd_s(monkeypatch):
+    whole, some = Model(), Model()
+    some.embedding = RowsInUse(some.embedding, np.array(USED))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert steps(some) == steps(whole)
+    assert some.embedding.gradient.gradient_RH is None
 
 
 def test_rows_that_are_set_aside_are_looked_up_outside_training_and_stay_as_they_were():

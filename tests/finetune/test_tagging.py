@@ -133,7 +133,8 @@ def test_evaluation_equals_plain_loss_and_scores(accelerator):
 def test_training_batches_hold_the_labels_of_the_words_that_fit():
     task = Tagging(make_split(), make_split(), SCHEME, tweets_per_step=2, seed=1)
     batch = task.collate(np.array([2, 3]), epoch=0)
-    assert batch["labels_BW"].tolist() == [[0] * 9, SCHEME.encode(["B-ORG", "I-ORG", "O", "B-LOC"]) + [0] * 5]
+    # Nine words, padded to twelve.
+    assert batch["labels_BW"].tolist() == [[0] * 12, SCHEME.encode(["B-ORG", "I-ORG", "O", "B-LOC"]) + [0] * 8]
     assert int(batch["weight"]) == 9 + 4
     assert task.size([2, 3]) == 2 and task.sample_ids([2, 3]) == ["long", "plain"]
 
