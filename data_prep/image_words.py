@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from data_prep.column_files import read_lines
@@ -11,6 +12,27 @@ ID_HEADERS = ("image_id", "id")
 _FORMAT = (
     "A table of image words is a header line `image_id<TAB>text`, then on each line an image id, a tab and its text."
 )
+
+
+FUNCTION_WORDS = frozenset(
+    "a about above across after against along also an and another any are around as at away be been behind being below "
+    "beside between both but by can down during each for from front group has have he her here him his holding i in inside "
+    "into is it its looking many me more most my near next no not of off on one onto or other out outside over past she "
+    "side sitting so some standing such than that the their them there these they this those three through to together "
+    "too top toward towards two under up upon various very wearing was we were what when where which while who with you "
+    "your".split()
+)
+"""Words of captions that name nothing that is to be seen: articles, prepositions, and what people do in most pictures."""
+
+
+def content_words(texts: list[str], most: int) -> list[str]:
+    """The first words of an image's texts that name something, each once, at the most so many.
+
+    >>> content_words(["a man standing next to a man with a dog"], 5)
+    ['man', 'dog']
+    """
+    words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
+    return [word for word in words if word not in FUNCTION_WORDS and len(word) > 1][:most]
 
 
 def read_image_words(path: Path, separator: str | None = None) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_prep.column_files import TaggedText, read_tmn
-from data_prep.image_words import read_image_words
+from data_prep.image_words import content_words, read_image_words
 from data_prep.images import read_image
 from data_prep.layout import ENTITY_TYPES, NER_FEATURES, DatasetWriter, ner_row
 from data_prep.near_duplicates import SIMILAR, words_of
@@ -45,8 +45,15 @@ class TmnSettings(DatasetStageSettings):
     """Table of image words or captions: a header line, then on each line an image id, a tab, its text."""
     image_words_separator: str | None = None
     """Split the table's texts here into several image words, e.g. `,`. Without it a text is one entry, as fits captions."""
+    content_words: int | None = None
+    """Of an image's text take its first words that name something, up to this many, as image words; null takes all."""
     missing_image_words: Literal["error", "empty"] = "error"
     """What to do when the table lacks ids of the data: refuse, or give those tweets no image words and count them."""
+
+    def __post_init__(self) -> None:
+        """Refuse to keep no words."""
+        if self.content_words is not None and self.content_words < 1:
+            raise ValueError(f"content_words: {self.content_words} is not positive")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,6 +168,8 @@ def _image_words(settings: TmnSettings, stage: Stage, tweets: dict[str, list[Tag
     if settings.image_words is None:
         return {}
     words_by_id = read_image_words(settings.image_words, settings.image_words_separator)
+    if settings.content_words is not None:
+        words_by_id = {name: content_words(texts, settings.content_words) for name, texts in words_by_id.items()}
     needed = dict.fromkeys(tweet.image_id for split in tweets.values() for tweet in split)
     missing = [image_id for image_id in needed if image_id not in words_by_id]
     if missing and settings.missing_image_words == "error":

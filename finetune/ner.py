@@ -30,6 +30,8 @@ from launch.schedule import ScheduleSettings
 from launch.stage import Stage
 from launch.training_stage import EncoderStageSettings, describe_encoder, run_training_stage
 
+NEW_PARTS = ("model.classifier.", "model.crf.", "model.shape_embeddings.", "model.image_gate.")
+"""What the names of parameters that are no encoder's begin with, in a tagger."""
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
@@ -41,8 +43,10 @@ class NERSettings(EncoderStageSettings, RecognizerSettings):
     """What decides the labels: a softmax for each word, or a linear-chain CRF over the words."""
     input: InputFormat = field(default_factory=InputFormat)
     """Lengths and form of the model's input."""
+    image_gate: bool = False
+    """Whether a gate weighs a tweet's image words by how much they have to do with its own; for the head `crf`."""
     head_learning_rate: float = 5e-3
-    """Peak learning rate of linear layer, CRF and word shapes, which are new; `optimizer.learning_rate` is the encoder's."""
+    """Peak learning rate of linear layer, CRF, word shapes, gate, which are new; `optimizer.learning_rate` is the encoder's."""
     layer_decay: float = 1.0
     """The learning rate of each of the encoder's layers is that of the layer above times this; the embeddings lie lowest."""
     dropout: float | None = None
@@ -96,6 +100,8 @@ def check_encoder(settings: NERSettings) -> None:
         raise InputError(f"{settings.encoder}: {config.model_type} is not BERT-like enough. Give a BERT, or its like.")
     if settings.input.word_shapes and settings.head != "crf":
         raise InputError("--input.word_shapes: a stock model reads none. Give --head crf, or leave it out.")
+    if settings.image_gate and (settings.head != "crf" or settings.image_words == "none"):
+        raise InputError("--image_gate: is for a model with image words and --head crf. Leave it out.")
     if settings.input.maximum_length > config.max_position_embeddings:
         raise InputError(
             f"{settings.encoder}: reads {config.max_position_embeddings} word pieces at the most. "
@@ -124,6 +130,11 @@ def check_recognizer(settings: NERSettings, config: PreTrainedConfig) -> None:
         raise InputError(
             f"{settings.encoder}: is a recognizer {'with' if config.word_shapes else 'without'} word shapes. "
             f"To train it on, give --input.word_shapes {str(bool(config.word_shapes)).lower()}."
+        )
+    if head == "crf" and config.image_gate != settings.image_gate:
+        raise InputError(
+            f"{settings.encoder}: is a recognizer {'with' if config.image_gate else 'without'} a gate on image words. "
+            f"To train it on, give --image_gate {str(config.image_gate).lower()}."
         )
     labels = [config.id2label[index] for index in sorted(config.id2label)]
     if labels != TagScheme(settings.scheme, ENTITY_TYPES).labels:
@@ -154,6 +165,7 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
             types=scheme.types,
             classifier_dropout=encoder.config.hidden_dropout_prob,
             word_shapes=len(SHAPES) if settings.input.word_shapes else 0,
+            image_gate=settings.image_gate,
         )
         model = MSBForTokenClassification(config)
         model.encoder.load_state_dict(encoder.state_dict())
@@ -169,7 +181,7 @@ def learning_rates(settings: NERSettings, model: PreTrainedModel) -> Callable[[s
     layers = model.base_model.config.num_hidden_layers
 
     def of(parameter: str) -> float:
-        if parameter.startswith(("model.classifier.", "model.crf.", "model.shape_embeddings.")):
+        if parameter.startswith(NEW_PARTS):
             return settings.head_learning_rate
         layer = re.search(r"\.layer\.(\d+)\.", parameter)
         above = layers - 1 - int(layer[1]) if layer else layers

@@ -104,7 +104,7 @@ class PieceTagger(Tagger):
         """Scores [B, W, L], in fp32, of each label at each word's first piece; see :mod:`finetune.features`."""
         if self.lean and self.lean.serves(input_ids_BT.device):
             if isinstance(self.model, MSBForTokenClassification):
-                embedded_BTH = self.model.embedded(input_ids_BT, shape_ids_BT)
+                embedded_BTH = self.model.embedded(input_ids_BT, attention_mask_BT, token_type_ids_BT, shape_ids_BT)
             else:
                 embedded_BTH = self.model.get_input_embeddings()(input_ids_BT)
             hidden_BWH = self.lean(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)

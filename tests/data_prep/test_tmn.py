@@ -115,6 +115,15 @@ def test_image_words(source, words, tmp_path):
     assert read_ner(tmp_path / "b", "test")["image_words"][:] == [["ball", "net"]]
 
 
+def test_the_words_of_a_caption_that_name_something(source, words, tmp_path):
+    words.write_text("image_id\ttext\n7\ta man standing next to a dog, a cat and a dog\n8\tit is\n9\tit is\n")
+    assert run(source, tmp_path / "a", "--image_words", words, "--content_words", "2") == 0
+    found = {name: read_ner(tmp_path / "a", name)["image_words"][:] for name in ("train", "validation", "test")}
+    assert [["man", "dog"]] in found.values() and [[]] in found.values()
+    with pytest.raises(SystemExit):
+        run(source, tmp_path / "b", "--image_words", words, "--content_words", "0")
+
+
 def test_a_table_that_lacks_ids(source, words, tmp_path, capsys):
     words.write_text("image_id\ttext\n8\tcat\n")
     assert run(source, tmp_path / "a", "--image_words", words) == 2

@@ -1,18 +1,21 @@
 """MSB with either head: what it computes, what it is made of, what of it is trained, and that it comes back whole."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModel, AutoModelForTokenClassification
 
 from finetune.features import InputFormat, collate, encode
-from finetune.ner import NERSettings, build_model, learning_rates
-from finetune.systems.msb import MSBForTokenClassification
+from finetune.ner import NERSettings, build_model, check_encoder, learning_rates
+from finetune.systems.msb import MSBConfig, MSBForTokenClassification
 from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
+from launch.errors import InputError
 from launch.loop import make_optimizer
 
 HEADS = ("softmax", "crf")
@@ -222,3 +225,68 @@ def test_a_saved_softmax_model_is_a_stock_model(settings, tmp_path):
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
     assert AutoModel.from_pretrained(tmp_path).config.msb_scheme == "BIO"
+
+
+def gated_model() -> MSBForTokenClassification:
+    torch.manual_seed(7)
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    return MSBForTokenClassification(MSBConfig({"model_type": "bert", **sizes}, image_gate=True)).eval()
+
+
+def gated_batch() -> dict[str, torch.Tensor]:
+    """Two tweets of four pieces; the first has two of the image behind them, the second none, but padding."""
+    return {
+        "input_ids": torch.tensor([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2]),
+        "token_type_ids": torch.tensor([[0] * 4 + [1] * 2, [0] * 6]),
+    }
+
+
+def test_a_gate_multiplies_the_image_s_pieces_by_what_both_segments_say():
+    model, batch = gated_model(), gated_batch()
+    pieces_BTH = model.encoder.get_input_embeddings()(batch["input_ids"])
+    assert torch.allclose(model.embedded(**batch, shape_ids=None)[0, 4:], pieces_BTH[0, 4:] / (1 + math.exp(-2)))
+    with torch.no_grad():
+        nn.init.normal_(model.image_gate.relevance)
+    text, image = pieces_BTH[0, :4].mean(dim=0), pieces_BTH[0, 4:].mean(dim=0)
+    gate = torch.sigmoid(text @ model.image_gate.relevance @ image + 2)
+    gated_BTH = model.embedded(**batch, shape_ids=None)
+    torch.testing.assert_close(gated_BTH[0, 4:], gate * pieces_BTH[0, 4:])
+    assert torch.equal(gated_BTH[0, :4], pieces_BTH[0, :4]) and torch.equal(gated_BTH[1], pieces_BTH[1])
+    model(**batch).logits.square().sum().backward()
+    assert model.image_gate.relevance.grad.any() and model.image_gate.openness.grad != 0
+
+
+def test_a_closed_gate_is_no_image():
+    """The pieces of the image are then all alike: which they are makes no difference."""
+    model, batch = gated_model(), gated_batch()
+    other = batch | {"input_ids": torch.tensor([[1, 2, 3, 4, 20, 30], [7, 8, 9, 10, 0, 0]])}
+    assert not torch.allclose(model(**batch).logits, model(**other).logits)
+    with torch.no_grad():
+        model.image_gate.openness.fill_(-100.0)
+    torch.testing.assert_close(model(**batch).logits, model(**other).logits)
+
+
+def test_a_gate_needs_image_words_and_a_crf(settings):
+    for wrong in ({"head": "softmax"}, {"image_words": "none"}):
+        with pytest.raises(InputError, match="--image_gate"):
+            check_encoder(replace(settings, **{"head": "crf", "image_gate": True} | wrong))
+    model, new = build_model(replace(settings, head="crf", image_gate=True), TagScheme())
+    assert {"image_gate.relevance", "image_gate.openness"} < set(new)
+    assert learning_rates(settings, model)("model.image_gate.relevance") == settings.head_learning_rate
+
+
+def test_a_gate_is_saved_with_the_model(tmp_path):
+    model = gated_model()
+    with torch.no_grad():
+        nn.init.normal_(model.image_gate.relevance)
+    model.save_pretrained(tmp_path)
+    again = MSBForTokenClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(again.image_gate.relevance, model.image_gate.relevance)
+    assert torch.equal(again(**gated_batch()).logits, model(**gated_batch()).logits)
