@@ -55,14 +55,32 @@ def identity_of(settings: Any) -> dict[str, Any]:
     """The part of the settings that decides what a stage makes, as a flat ``{"optimizer.learning_rate": value}``."""
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
+        if field.metadata.get("identity", True):
+            flat |= _flat(field.name, getattr(settings, field.name))
+    return flat
+
+
+def defaults_of(kind: type) -> dict[str, Any]:
+    """The defaults of a dataclass of settings, those of :func:`identity_of` that have one."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
         if not field.metadata.get("identity", True):
             continue
-        if dataclasses.is_dataclass(value):
-            flat.update({f"{field.name}.{name}": item for name, item in identity_of(value).items()})
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            value = field.default
         else:
-            flat[field.name] = to_plain(value)
+            continue
+        flat |= _flat(field.name, value)
     return flat
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """A setting by its name; a group of settings by theirs."""
+    if dataclasses.is_dataclass(value):
+        return {f"{name}.{inner}": item for inner, item in identity_of(value).items()}
+    return {name: to_plain(value)}
 
 
 def to_yaml(settings: Any) -> str:

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from launch.errors import InputError
 from launch.files import sha256_of_tree, sync_to_disk, write_json_whole, write_text_whole
 from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, Interrupted
-from launch.settings import NOT_IDENTITY, identity_of, parse_settings, to_plain, to_yaml
+from launch.settings import NOT_IDENTITY, defaults_of, identity_of, parse_settings, to_plain, to_yaml
 
 MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
@@ -387,13 +387,20 @@ def _processor_name() -> str:
     return platform.processor() or "unknown"
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between two plans, one line each."""
+def _changes(old: dict[str, Any], stage: Stage) -> list[str]:
+    """What differs between an earlier plan and a stage's, one line each.
+
+    A setting that there was not yet had what is now its default: new settings do by default what was done before them.
+    """
+    new = stage.plan
     if old.get("stage") != new["stage"]:
         return [f"it was made by stage {old.get('stage')}, not {new['stage']}"]
     lines = []
+    defaults = {name: value for name, value in defaults_of(type(stage.settings)).items() if name in new["settings"]}
     for part in ("settings", "inputs"):
         before, now = old.get(part, {}), new[part]
+        if part == "settings":
+            before = defaults | before
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 was, is_ = before.get(key, "(unset)"), now.get(key, "(unset)")
@@ -406,10 +413,9 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _refusal(place: Path, old: dict[str, Any], new: dict[str, Any]) -> InputError:
-    changes = "; ".join(_changes(old, new))
+def _refusal(place: Path, changes: list[str]) -> InputError:
     return InputError(
-        f"{place} comes from other settings or inputs ({changes}). "
+        f"{place} comes from other settings or inputs ({'; '.join(changes)}). "
         "Use another --output, or --overwrite true to replace it."
     )
 
@@ -426,11 +432,10 @@ def _is_up_to_date(stage: Stage) -> bool:
         if output.exists() and not (output.is_dir() and not any(output.iterdir())):
             raise InputError(f"{output} exists and no stage made it, so none replaces it. Use another --output.")
         return False
-    if manifest.get("fingerprint") == stage.fingerprint:
-        return True
-    if not stage.settings.overwrite:
-        raise _refusal(output, manifest.get("plan", {}), stage.plan)
-    return False
+    changes = _changes(manifest.get("plan", {}), stage)
+    if changes and not stage.settings.overwrite:
+        raise _refusal(output, changes)
+    return not changes
 
 
 def _is_resumable(stage: Stage, keeps_partial: bool) -> bool:
@@ -438,10 +443,10 @@ def _is_resumable(stage: Stage, keeps_partial: bool) -> bool:
     plan_file = stage.folder / PLAN_NAME
     if not keeps_partial or stage.settings.resume == "never" or not plan_file.exists():
         return False
-    plan = json.loads(plan_file.read_text(encoding="utf-8"))
-    if plan != stage.plan and not stage.settings.overwrite:
-        raise _refusal(stage.folder, plan, stage.plan)
-    return plan == stage.plan
+    changes = _changes(json.loads(plan_file.read_text(encoding="utf-8")), stage)
+    if changes and not stage.settings.overwrite:
+        raise _refusal(stage.folder, changes)
+    return not changes
 
 
 def _is_reopenable(stage: Stage) -> bool:

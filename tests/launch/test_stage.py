@@ -208,6 +208,18 @@ def test_changed_settings_and_inputs_are_refused_by_name(copy, tmp_path, changed
     assert not copy.partial.exists()
 
 
+def test_a_setting_that_there_was_not_yet_had_its_default(copy):
+    """A newer toolkit has more settings; what an older one made is neither made again nor refused."""
+    assert copy().returncode == 0
+    path = copy.output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["plan"]["settings"].pop("filter.shortest") == 1
+    path.write_text(json.dumps(manifest | {"fingerprint": "of an older plan"}))
+    assert "up to date" in copy(dry_run="true").stdout
+    refused = copy(filter__shortest=4)
+    assert refused.returncode == 2 and "setting filter.shortest: was 1, now 4" in refused.stderr
+
+
 def test_changing_the_text_of_an_unread_setting_is_no_change(copy):
     assert copy(workers=1).returncode == 0
     assert "up to date" in copy(workers=2, dry_run="true").stdout
