@@ -15,14 +15,17 @@ _FORMAT = (
 
 
 FUNCTION_WORDS = frozenset(
-    "a about above across after against along also an and another any are around as at away be been behind being below "
-    "beside between both but by can down during each for from front group has have he her here him his holding i in inside "
-    "into is it its looking many me more most my near next no not of off on one onto or other out outside over past she "
-    "side sitting so some standing such than that the their them there these they this those three through to together "
-    "too top toward towards two under up upon various very wearing was we were what when where which while who with you "
-    "your".split()
+    "a about above across after against all along also am an and another any are around as at away back be because been "
+    "before behind being below beside between both but by can could did do does down during each eight five for four from "
+    "front group had has have he her here hers him his holding i if in inside into is it its just looking lot lots many may "
+    "me might mine more most much must my near next nine no none not of off on one only onto or other our out outside over "
+    "past seven several shall she should side sitting six so some standing such ten than that the their them then there "
+    "these they this those three through to together too top toward towards two under up upon us various very was we wearing "
+    "were what when where which while who will with would you your".split()
 )
-"""Words of captions that name nothing that is to be seen: articles, prepositions, and what people do in most pictures."""
+"""Words of captions that name nothing to be seen: articles, pronouns, prepositions, conjunctions, auxiliaries, small
+numbers, and what people do in most pictures."""
+APOSTROPHES = "'\u2019"
 
 
 def content_words(texts: list[str], most: int) -> list[str]:
@@ -31,8 +34,11 @@ def content_words(texts: list[str], most: int) -> list[str]:
     >>> content_words(["a man standing next to a man with a dog"], 5)
     ['man', 'dog']
     """
-    words = dict.fromkeys(word for text in texts for word in re.findall(r"[^\W\d_]+", text.lower()))
-    return [word for word in words if word not in FUNCTION_WORDS and len(word) > 1][:most]
+    letters = rf"[^\W\d_]+(?:[{APOSTROPHES}][^\W\d_]+)*"
+    words = dict.fromkeys(word for text in texts for word in re.findall(letters, text.lower()))
+    return [
+        word for word in words if len(word) > 1 and word not in FUNCTION_WORDS and not set(APOSTROPHES) & set(word)
+    ][:most]
 
 
 def read_image_words(path: Path, separator: str | None = None) -> dict[str, list[str]]:

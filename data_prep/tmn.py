@@ -53,7 +53,9 @@ class TmnSettings(DatasetStageSettings):
     def __post_init__(self) -> None:
         """Refuse to keep no words."""
         if self.content_words is not None and self.content_words < 1:
-            raise ValueError(f"content_words: {self.content_words} is not positive")
+            raise ValueError(f"content_words: {self.content_words} is not positive; null takes all words")
+        if self.content_words is not None and self.image_words is None:
+            raise ValueError("content_words: there are no --image_words to take them from")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from data_prep.layout import ENTITY_TYPES
 from finetune.distillation import DistillationSettings, SoftPieceTagger, make_task, read_soft_labels
-from finetune.ner import NERSettings, learning_rates, model_and_reader
-from finetune.regularisation import Regularisation
+from finetune.ner import MSBSettings, learning_rate_by_name, model_and_reader
 from finetune.tags import TagScheme
 from finetune.training import read_splits, train_recognizer
 from launch.loop import make_accelerator
@@ -24,19 +23,13 @@ from launch.training_stage import run_training_stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillSettings(NERSettings, DistillationSettings):
+class DistillSettings(MSBSettings, DistillationSettings):
     """Settings of `finetune/distill.py`."""
 
     tweets_per_step: int = 64
     """Global batch of an optimizer step, in tweets."""
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=3))
     """How long to train, and the learning rate's shape. An epoch goes through all soft labels."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is for training on tags."""
-        super().__post_init__()
-        if self.regularisation != Regularisation():
-            raise ValueError("regularisation: is for training on tags (finetune/ner.py); soft labels need none")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +56,7 @@ def distill(settings: DistillSettings, stage: Stage) -> None:
     splits = read_splits(settings, stage, reader)
     tagger = SoftPieceTagger(model, soft.crf, settings.temperature)
     task = make_task(settings, stage, soft, reader, splits, scheme)
-    rates = learning_rates(settings, model)
+    rates = learning_rate_by_name(settings, model)
     train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, rates, task)
 
 

@@ -21,7 +21,8 @@ class Inputs(Protocol):
         """Words of each tweet that the system does not read, always its last; they are predicted ``O``."""
 
     def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
-        """Tensors of some of the tweets, padded to the longest: what the tagger's ``emissions`` takes, and ``word_mask_BW``.
+        """Tensors of some of the tweets, padded to the longest or a little more: what the tagger's ``emissions`` takes,
+        and ``word_mask_BW``.
 
         With ``labels``, the ids of all words of each of these tweets, there are ``labels_BW``, too, and ``weight``, the
         number of words that are read.

@@ -1,9 +1,10 @@
 """BERT computed with few operations: what transformers' ``BertModel`` computes, for training and prediction on processors.
 
 A step of 16 tweets is so small that what it takes is the number of operations, not their size. So here the weights are
-rounded to bf16 together, once a step; queries, keys and values are one product; all masks of dropout are one draw; and
+rounded to bf16 together, once a pass; queries, keys and values are one product; all masks of dropout are one draw; and
 from the last layer's attention on, only the words' first pieces are computed, which are all that a recognizer reads.
-The parameters stay those of the ``BertModel``: nothing is stored here, nothing exported.
+The parameters stay those of the ``BertModel``: nothing is stored here, nothing exported. In bf16 what is added up from layer to
+layer is bf16, too, as in pretraining; transformers under autocast keeps that in fp32.
 
 Shapes: B tweets, T word pieces of the longest, W words of the longest, H hidden size, A heads, D = H / A, Q pieces that are
 computed (T, in the last layer W), L layers.
@@ -23,8 +24,10 @@ from transformers import BertModel, PreTrainedModel
 
 from finetune.dropout import drop_mask
 
+PARAMETERS_OF_A_LAYER = 12
+"""Weight and bias of: queries; keys; values; the attention's output; the two linear layers behind it."""
 WEIGHTS_OF_A_LAYER = 8
-"""Weight and bias of: queries, keys and values; the attention's output; the two linear layers behind it."""
+"""The same, with those of queries, keys and values in one matrix and one vector."""
 
 
 class LeanBert:
@@ -35,14 +38,17 @@ class LeanBert:
 
     def __init__(self, bert: BertModel) -> None:
         self.bert = bert
-        self.keeps_weights = False
+        self.unchanged_depth = 0
         self.kept_weights: list[Tensor] | None = None
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> LeanBert | None:
         """That of the encoder in ``model``, or None where it is no plain BERT."""
         bert = model.base_model
-        return cls(bert) if type(bert) is BertModel and bert.config.hidden_act == "gelu" else None
+        if type(bert) is not BertModel or bert.config.hidden_act != "gelu" or bert.config.is_decoder:
+            return None
+        plain = [type(module) is nn.Linear for layer in bert.encoder.layer for module in linear_modules(layer)]
+        return cls(bert) if plain and all(plain) else None
 
     def serves(self, device: torch.device) -> bool:
         """Whether it can be used: on a processor, with whole parameters (ZeRO-3 has them in parts)."""
@@ -133,30 +139,32 @@ class LeanBert:
 
     def weights(self, dtype: torch.dtype) -> list[Tensor]:
         """Eight of each layer, in ``dtype``."""
-        if self.kept_weights is not None:
-            return self.kept_weights
-        parameters = [parameter for layer in self.bert.encoder.layer for parameter in linear_parameters(layer)]
-        weights = list(Together.apply(dtype, *parameters))
-        if self.keeps_weights:
+        keeps = self.unchanged_depth > 0 and not torch.is_grad_enabled()
+        if keeps and (kept := self.kept_weights) is not None:
+            return kept
+        modules = [module for layer in self.bert.encoder.layer for module in linear_modules(layer)]
+        weights = list(Together.apply(dtype, *(x for module in modules for x in (module.weight, module.bias))))
+        if keeps:
             self.kept_weights = weights
         return weights
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Context in which no parameter changes, nor the type: the weights are rounded once."""
-        self.keeps_weights = True
+        """Context in which no parameter changes, nor the type: without gradients, the weights are rounded once."""
+        self.unchanged_depth += 1
         try:
             yield
         finally:
-            self.keeps_weights, self.kept_weights = False, None
+            self.unchanged_depth -= 1
+            if not self.unchanged_depth:
+                self.kept_weights = None
 
 
-def linear_parameters(layer: nn.Module) -> list[nn.Parameter]:
-    """Weight and bias of a layer's linear modules: queries, keys, values, the attention's output, up, down."""
+def linear_modules(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """A layer's linear modules: queries, keys, values, the attention's output, up, down."""
     attention = layer.attention.self
-    modules = (attention.query, attention.key, attention.value, layer.attention.output.dense)
-    modules += (layer.intermediate.dense, layer.output.dense)
-    return [parameter for module in modules for parameter in (module.weight, module.bias)]
+    of_attention = (attention.query, attention.key, attention.value, layer.attention.output.dense)
+    return (*of_attention, layer.intermediate.dense, layer.output.dense)
 
 
 class Together(torch.autograd.Function):
@@ -167,9 +175,9 @@ class Together(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *parameters: Tensor) -> tuple[Tensor, ...]:
-        """From twelve parameters a layer to eight."""
+        """From :data:`PARAMETERS_OF_A_LAYER` a layer to :data:`WEIGHTS_OF_A_LAYER`."""
         rounded, targets = [], []
-        for of_layer in in_groups(parameters, 12):
+        for of_layer in in_groups(parameters, PARAMETERS_OF_A_LAYER):
             hidden = len(of_layer[0])
             weight_qkv = of_layer[0].new_empty(3 * hidden, hidden, dtype=dtype)
             bias_qkv = of_layer[0].new_empty(3 * hidden, dtype=dtype)
@@ -183,7 +191,7 @@ class Together(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """From eight gradients a layer to twelve, in fp32."""
+        """The gradients, in fp32, of what was given."""
         parts: list[Tensor] = []
         for weight_qkv, bias_qkv, *others in in_groups(gradients, WEIGHTS_OF_A_LAYER):
             for weight, bias in zip(weight_qkv.chunk(3), bias_qkv.chunk(3), strict=True):

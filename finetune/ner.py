@@ -36,8 +36,8 @@ DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 @dataclass(frozen=True, kw_only=True)
-class NERSettings(EncoderStageSettings, RecognizerSettings):
-    """Settings of `finetune/ner.py`."""
+class MSBSettings(EncoderStageSettings, RecognizerSettings):
+    """Settings of every stage that makes a recognizer of an encoder."""
 
     head: Literal["softmax", "crf"] = "crf"
     """What decides the labels: a softmax for each word, or a linear-chain CRF over the words."""
@@ -51,12 +51,26 @@ class NERSettings(EncoderStageSettings, RecognizerSettings):
     """The learning rate of each of the encoder's layers is that of the layer above times this; the embeddings lie lowest."""
     dropout: float | None = None
     """Dropout of the encoder and before the head; null keeps the encoder's own."""
-    regularisation: Regularisation = field(default_factory=Regularisation)
-    """R-Drop, adversarial training, multi-sample dropout."""
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(learning_rate=3e-4))
     """The optimizer, AdamW."""
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=10))
     """How long to train, and the learning rate's shape."""
+
+    def __post_init__(self) -> None:
+        """Refuse rates that are none."""
+        super().__post_init__()
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: {self.layer_decay} is not above 0 and at most 1")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NERSettings(MSBSettings):
+    """Settings of `finetune/ner.py`."""
+
+    regularisation: Regularisation = field(default_factory=Regularisation)
+    """R-Drop, adversarial training, multi-sample dropout."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def finetune(settings: NERSettings, stage: Stage) -> None:
     """The stage: from an encoder to a recognizer with scores."""
+    if settings.run.compile and settings.regularisation.adversarial:
+        raise InputError("--run.compile: a compiled model cannot be trained adversarially. Leave one of them out.")
     accelerator = make_accelerator(settings.run)
     stage.seeds = [settings.seed]
 
@@ -74,10 +90,12 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     model, reader = model_and_reader(settings, stage, scheme)
     splits = read_splits(settings, stage, reader)
     tagger = RegularisedPieceTagger(model, settings.regularisation)
-    train_recognizer(settings, stage, accelerator, splits, scheme, reader, tagger, learning_rates(settings, model))
+    train_recognizer(
+        settings, stage, accelerator, splits, scheme, reader, tagger, learning_rate_by_name(settings, model)
+    )
 
 
-def model_and_reader(settings: NERSettings, stage: Stage, scheme: TagScheme) -> tuple[PreTrainedModel, PieceReader]:
+def model_and_reader(settings: MSBSettings, stage: Stage, scheme: TagScheme) -> tuple[PreTrainedModel, PieceReader]:
     """What is to be trained and how it reads tweets, checked, seeded, and described in the stage's facts."""
     check_encoder(settings)
     tokenizer = load_tokenizer(settings.encoder)
@@ -89,7 +107,7 @@ def model_and_reader(settings: NERSettings, stage: Stage, scheme: TagScheme) -> 
     return model, PieceReader(tokenizer, settings.input)
 
 
-def check_encoder(settings: NERSettings) -> None:
+def check_encoder(settings: MSBSettings) -> None:
     """Refuse, before anything is loaded, an encoder that cannot be made into a recognizer with these settings."""
     config = load_config(settings.encoder)
     if is_recognizer(config):
@@ -100,8 +118,10 @@ def check_encoder(settings: NERSettings) -> None:
         raise InputError(f"{settings.encoder}: {config.model_type} is not BERT-like enough. Give a BERT, or its like.")
     if settings.input.word_shapes and settings.head != "crf":
         raise InputError("--input.word_shapes: a stock model reads none. Give --head crf, or leave it out.")
-    if settings.image_gate and (settings.head != "crf" or settings.image_words == "none"):
-        raise InputError("--image_gate: is for a model with image words and --head crf. Leave it out.")
+    if settings.image_gate and settings.head != "crf":
+        raise InputError("--image_gate: a stock model has none. Give --head crf, or leave it out.")
+    if settings.image_gate and settings.image_words == "none":
+        raise InputError("--image_words none: a gate needs image words. Give given or shuffled, or no --image_gate.")
     if settings.input.maximum_length > config.max_position_embeddings:
         raise InputError(
             f"{settings.encoder}: reads {config.max_position_embeddings} word pieces at the most. "
@@ -119,7 +139,7 @@ def is_recognizer(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForTokenClassification") for name in config.architectures or ())
 
 
-def check_recognizer(settings: NERSettings, config: PreTrainedConfig) -> None:
+def check_recognizer(settings: MSBSettings, config: PreTrainedConfig) -> None:
     """Refuse to go on from a recognizer whose head is another."""
     head = "crf" if config.model_type == MSBConfig.model_type else "softmax"
     if head != settings.head:
@@ -144,7 +164,7 @@ def check_recognizer(settings: NERSettings, config: PreTrainedConfig) -> None:
         )
 
 
-def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedModel, list[str]]:
+def build_model(settings: MSBSettings, scheme: TagScheme) -> tuple[PreTrainedModel, list[str]]:
     """The encoder with a new head, or a recognizer with its own, to be trained on; and the names of the new parameters."""
     labels = {"id2label": dict(enumerate(scheme.labels)), "label2id": {tag: i for i, tag in enumerate(scheme.labels)}}
     options = {} if settings.dropout is None else {name: settings.dropout for name in DROPOUTS}
@@ -176,18 +196,33 @@ def build_model(settings: NERSettings, scheme: TagScheme) -> tuple[PreTrainedMod
     return model, new
 
 
-def learning_rates(settings: NERSettings, model: PreTrainedModel) -> Callable[[str], float]:
-    """The peak learning rate of a parameter of the tagger, by its name: the head's own, or that of the encoder's layer."""
+def learning_rate_by_name(settings: MSBSettings, model: PreTrainedModel) -> Callable[[str], float]:
+    """The peak learning rate of a parameter of the tagger: the head's own, or that of the encoder's layer.
+
+    Raises InputError where layers are to have rates of their own and parameters do not tell their layer by their name.
+    """
     layers = model.base_model.config.num_hidden_layers
+    found = {_layer_of(name) for name, _ in model.named_parameters()} - {None}
+    if settings.layer_decay != 1 and found != set(range(layers)):
+        raise InputError(
+            f"{settings.encoder}: its parameters do not tell by their names which of {layers} layers they are of, "
+            "so --layer_decay cannot be taken. Leave it out."
+        )
 
     def of(parameter: str) -> float:
         if parameter.startswith(NEW_PARTS):
             return settings.head_learning_rate
-        layer = re.search(r"\.layer\.(\d+)\.", parameter)
-        above = layers - 1 - int(layer[1]) if layer else layers
+        layer = _layer_of(parameter)
+        above = layers if layer is None else layers - 1 - layer
         return settings.optimizer.learning_rate * settings.layer_decay**above
 
     return of
+
+
+def _layer_of(parameter: str) -> int | None:
+    """The number of the layer that a parameter is of, by its name; None for embeddings and the head."""
+    match = re.search(r"\.layer\.(\d+)\.", parameter)
+    return int(match[1]) if match else None
 
 
 if __name__ == "__main__":

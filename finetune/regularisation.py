@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from finetune.features import PieceInputs
-from finetune.tagger import PieceTagger
+from finetune.tagger import PieceTagger, repeated
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,11 @@ class Regularisation:
     """What is added to the loss on tags."""
 
     r_drop: float = 0.0
-    """R-Drop (Liang et al., 2021): weight of how far apart the scores are that two draws of dropout give; 0 for none."""
+    """R-Drop (Liang et al., 2021): weight of how far apart the scores are that two draws of dropout give, beside the mean
+    of their losses; 0 for none. It is half of the paper's, whose losses are added up."""
     adversarial: float = 0.0
     """Adversarial training (Miyato et al., 2017): how far a tweet's word embeddings are moved, all together, to where its
-    loss grows fastest; the loss there counts as much as the loss where they are. 0 for none."""
+    loss grows fastest; the loss there counts as much as the loss where they are. 0 for none. Embeddings are not normalised."""
     dropout_samples: int = 1
     """Multi-sample dropout (Inoue, 2019): draws of the dropout before the head; the loss is their mean."""
 
@@ -42,7 +43,7 @@ class RegularisedPieceTagger(PieceTagger):
     def __init__(self, model: PreTrainedModel, regularisation: Regularisation) -> None:
         super().__init__(model)
         self.regularisation = regularisation
-        self.embedded_BTH: Tensor | None = None
+        self.embedded: list[Tensor] = []
         self.moved_by_BTH: Tensor | None = None
         if regularisation.dropout_samples > 1:
             model.dropout = SampledDropout(model.dropout, regularisation.dropout_samples)
@@ -57,25 +58,26 @@ class RegularisedPieceTagger(PieceTagger):
         """The loss, summed over the words of the batch."""
         if not self.training:
             return super().forward(word_mask_BW, labels_BW, **inputs)
+        self.embedded = []
         emissions = self.emissions(**inputs)
-        loss = self.loss(emissions, word_mask_BW, labels_BW)
-        embedded_BTH = self.embedded_BTH
+        loss, apart = self.loss(emissions, word_mask_BW, labels_BW), 0.0
         if self.regularisation.r_drop:
             again = self.emissions(**inputs)
-            apart = (
-                divergence(emissions, again, repeated(word_mask_BW, emissions)) / self.regularisation.dropout_samples
-            )
-            loss = (loss + self.loss(again, word_mask_BW, labels_BW)) / 2 + self.regularisation.r_drop * apart
+            loss = (loss + self.loss(again, word_mask_BW, labels_BW)) / 2
+            apart = divergence(emissions, again, repeated(word_mask_BW, emissions)) * (len(word_mask_BW) / len(again))
         if self.regularisation.adversarial:
-            (gradient_BTH,) = torch.autograd.grad(loss, embedded_BTH, retain_graph=True)
-            length_B11 = gradient_BTH.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
-            self.moved_by_BTH = self.regularisation.adversarial * gradient_BTH / length_B11
-            try:
-                loss = (loss + self.loss(self.emissions(**inputs), word_mask_BW, labels_BW)) / 2
-            finally:
-                self.moved_by_BTH = None
-        self.embedded_BTH = None
-        return loss
+            loss = (loss + self.loss_of_moved(loss, word_mask_BW, labels_BW, inputs)) / 2
+        return loss + self.regularisation.r_drop * apart
+
+    def loss_of_moved(self, loss: Tensor, word_mask_BW: Tensor, labels_BW: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The loss where the word embeddings are moved along the gradient of ``loss``."""
+        gradient_BTH = sum(torch.autograd.grad(loss, self.embedded, retain_graph=True))
+        length_B11 = gradient_BTH.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None]
+        self.embedded, self.moved_by_BTH = [], self.regularisation.adversarial * gradient_BTH / length_B11
+        try:
+            return self.loss(self.emissions(**inputs), word_mask_BW, labels_BW)
+        finally:
+            self.moved_by_BTH = None
 
     def loss(self, emissions: Tensor, word_mask_BW: Tensor, labels_BW: Tensor) -> Tensor:
         """The loss of emissions [K B, W, L], summed over the words of the batch; the mean over the K draws of dropout."""
@@ -86,7 +88,7 @@ class RegularisedPieceTagger(PieceTagger):
         """Hook behind the word embeddings: keeps them, or moves them."""
         if self.moved_by_BTH is not None:
             return embedded_BTH + self.moved_by_BTH
-        self.embedded_BTH = embedded_BTH
+        self.embedded.append(embedded_BTH)
         return embedded_BTH
 
 
@@ -100,11 +102,6 @@ class SampledDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """All the draws, or outside training ``x``."""
         return torch.cat([self.dropout(x) for _ in range(self.draws)]) if self.training else x
-
-
-def repeated(x: Tensor, like: Tensor) -> Tensor:
-    """``x`` [B, W] as often as the batch stands in ``like`` [K B, ...]."""
-    return x.repeat(len(like) // len(x), 1)
 
 
 def divergence(first_BWL: Tensor, second_BWL: Tensor, word_mask_BW: Tensor) -> Tensor:

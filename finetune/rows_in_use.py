@@ -20,8 +20,9 @@ from torch.nn import functional
 class RowsInUse(nn.Module):
     """An embedding of which only some rows are trained: ``weight`` [R, H]. The others are looked up outside training alone.
 
-    In one process its gradient is kept between the steps, and cleared at the rows that the last step had: a batch has a
-    few hundred of thousands of rows. Several processes exchange gradients, which must come anew each time.
+    In one process its gradient is kept between the steps, and cleared at the rows that the last step had, a few hundred of
+    the thousands there are; so the weight is for looking up alone, and between steps its ``grad`` is None. Several
+    processes exchange gradients, which must come anew each time.
     """
 
     def __init__(self, embedding: nn.Embedding, rows: np.ndarray) -> None:
@@ -66,6 +67,7 @@ class KeptGradient:
         if self.gradient_RH is None:
             self.gradient_RH = torch.zeros_like(weight_RH)
         if weight_RH.grad is not self.gradient_RH:  # the last step's was taken away
+            assert weight_RH.grad is None, "a gradient that does not come from looking up"
             for filled in self.rows:
                 self.gradient_RH.index_fill_(0, filled, 0.0)
             self.rows = []

@@ -53,8 +53,7 @@ def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequenc
 
 def score_both(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
     """`score` in both conventions: ``{"conlleval": ..., "strict": ...}``."""
-    pairs = _span_pairs(gold, predicted, types)
-    return {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
+    return _score_both(_span_pairs(gold, predicted, types), types)
 
 
 def confusion(
@@ -73,8 +72,7 @@ def confusion(
 def score_all(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
     """What `score_both` returns, and ``confusion``, from one reading of the tags."""
     pairs = _span_pairs(gold, predicted, types)
-    scores = {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
-    return {**scores, "confusion": _confusion(pairs, "conlleval", types)}
+    return {**_score_both(pairs, types), "confusion": _confusion(pairs, "conlleval", types)}
 
 
 _OpenedSpan = tuple[Span, bool]
@@ -149,6 +147,10 @@ def _score(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:
         "micro": _fractions(**{name: counts.total() for name, counts in found.items()}),
         "by_type": by_type,
     }
+
+
+def _score_both(pairs: _SpanPairs, types: Sequence[str]) -> dict:
+    return {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
 
 
 def _confusion(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:

@@ -86,7 +86,7 @@ class PieceTagger(Tagger):
 
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which the weights are rounded once."""
-        return self.lean.unchanged() if self.lean else nullcontext()
+        return nullcontext() if self.lean is None else self.lean.unchanged()
 
     def train_rows_in_use(self, inputs: PieceInputs) -> None:
         """Set aside the embeddings of word pieces that ``inputs`` do not have."""
@@ -102,7 +102,7 @@ class PieceTagger(Tagger):
         shape_ids_BT: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word's first piece; see :mod:`finetune.features`."""
-        if self.lean and self.lean.serves(input_ids_BT.device):
+        if self.lean is not None and self.lean.serves(input_ids_BT.device):
             if isinstance(self.model, MSBForTokenClassification):
                 embedded_BTH = self.model.embedded(input_ids_BT, attention_mask_BT, token_type_ids_BT, shape_ids_BT)
             else:
@@ -113,7 +113,7 @@ class PieceTagger(Tagger):
         if shape_ids_BT is not None:
             inputs["shape_ids"] = shape_ids_BT
         logits_BTL = self.model(**inputs).logits.float()
-        first_piece_BW = first_piece_BW.repeat(len(logits_BTL) // len(first_piece_BW), 1)  # of several draws of dropout
+        first_piece_BW = repeated(first_piece_BW, logits_BTL)
         return logits_BTL.gather(1, first_piece_BW[:, :, None].expand(-1, -1, logits_BTL.shape[2]))
 
 
@@ -123,3 +123,8 @@ class WordTagger(Tagger):
     def emissions(self, **inputs: torch.Tensor) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word."""
         return self.model(**inputs).logits.float()
+
+
+def repeated(x_BW: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``x_BW`` as often as its batch stands in ``like`` [K B, ...], where a model gives several draws of its dropout."""
+    return x_BW.repeat(len(like) // len(x_BW), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -58,6 +59,7 @@ def load_pretrained(
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
+            dtype=torch.float32,  # not what the file holds: what is computed in is a setting
             trust_remote_code=False,  # nor asked about
             **options,
         )

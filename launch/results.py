@@ -318,18 +318,20 @@ def short_name(path: str) -> str:
 def configurations(stages: Iterable[StageFolder]) -> list[Configuration]:
     """NER runs grouped into configurations, sorted by encoder, chain, head and image words."""
     groups: dict[str, list[StageFolder]] = {}
-    for stage in stages:
-        if stage.is_ner:
-            groups.setdefault(_key(stage, leave_out=NOT_CONFIGURATION), []).append(stage)
+    runs = [stage for stage in stages if stage.is_ner]
+    defaults = _defaults(runs)
+    for run in runs:
+        groups.setdefault(_key(run, defaults, leave_out=NOT_CONFIGURATION), []).append(run)
     found = [
-        Configuration(sorted(runs, key=lambda run: (run.seed is None, run.seed, run.name))) for runs in groups.values()
+        Configuration(sorted(group, key=lambda run: (run.seed is None, run.seed, run.name)))
+        for group in groups.values()
     ]
     families: dict[str, dict[str, Configuration]] = {}
     for one in found:
-        family = families.setdefault(_key(one.first, NOT_CONFIGURATION | {"image_words"}), {})
+        family = families.setdefault(_key(one.first, defaults, NOT_CONFIGURATION | {"image_words"}), {})
         family[one.image_words] = one
         one.siblings = family
-    _tell_apart(found)
+    _tell_apart(found, defaults)
     order = {name: place for place, name in enumerate(IMAGE_WORDS)}
     return sorted(
         found,
@@ -357,21 +359,27 @@ def best_on_dev(found: Iterable[Configuration]) -> Configuration | None:
     return max(((s.mean, i, one) for i, (s, one) in enumerate(scored) if s), default=(0, 0, None))[2]
 
 
-def _key(stage: StageFolder, leave_out: frozenset[str]) -> str:
+def _defaults(runs: list[StageFolder]) -> dict[str, dict[str, Any]]:
+    """The defaults of each stage's settings, as its newest run knows them: what older runs did without such a setting."""
+    by_age = sorted(runs, key=lambda run: str(run.manifest.get("finished_at", "")))
+    return {run.stage: run.manifest["defaults"] for run in by_age if "defaults" in run.manifest}
+
+
+def _key(stage: StageFolder, defaults: dict[str, dict[str, Any]], leave_out: frozenset[str]) -> str:
     """What decides a run, as text. An input's path does not: its content hash does."""
     plan = stage.manifest.get("plan") or {}
     inputs = stage.manifest.get("inputs") or {}
     paths = {entry.get("path") for entry in inputs.values()}
     kept = {
         name: value
-        for name, value in (plan.get("settings") or stage.settings).items()
+        for name, value in (defaults.get(stage.stage, {}) | (plan.get("settings") or stage.settings)).items()
         if name not in leave_out and not (isinstance(value, str) and value in paths)
     }
     digests = {name: entry.get("sha256") for name, entry in inputs.items()}
     return json.dumps([stage.stage, kept, digests], sort_keys=True, default=str)
 
 
-def _tell_apart(found: list[Configuration]) -> None:
+def _tell_apart(found: list[Configuration], defaults: dict[str, dict[str, Any]]) -> None:
     """Where labels coincide, name the settings that differ."""
     by_label: dict[str, list[Configuration]] = {}
     for one in found:
@@ -379,7 +387,7 @@ def _tell_apart(found: list[Configuration]) -> None:
     for same in by_label.values():
         if len(same) == 1:
             continue
-        flat = [_flat(one.first.settings) for one in same]
+        flat = [defaults.get(one.first.stage, {}) | _flat(one.first.settings) for one in same]
         names = sorted({name for settings in flat for name in settings} - NOT_CONFIGURATION)
         differing = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
         for one, settings in zip(same, flat, strict=True):

@@ -4,7 +4,8 @@ A stage file defines a frozen dataclass of settings derived from :class:`StageSe
 ``stage_function(settings, stage)`` that writes its artefact into ``stage.folder``; :func:`run_stage` does the rest:
 
 * the work happens in ``OUTPUT.partial``, renamed to ``OUTPUT`` when all is written;
-* a finished output with the same fingerprint (settings and input contents) is up to date and not made again;
+* a finished output of the same settings (those that there were not yet at their defaults) and input contents is up to date
+  and not made again;
 * an interrupted one goes on (training stages) or starts over (the others);
 * a finished one that can grow (a crawl) goes on, too: the same command adds to it;
 * one made of other settings or inputs is refused, with what changed, never mixed;
@@ -172,6 +173,7 @@ class Stage:
         return {
             "stage": self.name,
             "settings": to_plain(self.settings),
+            "defaults": defaults_of(type(self.settings)),
             "inputs": self.inputs,
             "seeds": self.seeds,
             "rows": {"taken": self.rows.taken, "kept": self.rows.kept, "rejected": dict(self.rows.rejected)}

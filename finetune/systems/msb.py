@@ -86,9 +86,7 @@ class MSBForTokenClassification(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, LinearChainCRF):
-            module.reset_parameters()
-        elif isinstance(module, ImageGate):
+        if isinstance(module, LinearChainCRF | ImageGate):
             module.reset_parameters()
         elif module is getattr(self, "shape_embeddings", None):
             nn.init.zeros_(module.weight)  # the encoder begins as it was pretrained
@@ -148,13 +146,14 @@ class ImageGate(nn.Module):
     """Weighs the image words by how much they have to do with the tweet: a gate of relevance on the second segment.
 
     The embeddings of the image's pieces are multiplied by one number in 0 .. 1 for each tweet, the logistic function of a
-    bilinear form of the mean embeddings of both segments. A new gate is nearly open, whatever the words.
+    bilinear form of the mean embeddings of both segments, their special tokens and the shapes of words included. A new gate
+    is nearly open, whatever the words.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.relevance = nn.Parameter(torch.empty(hidden_size, hidden_size))
-        self.openness = nn.Parameter(torch.empty(()))
+        self.openness = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from data_prep.layout import CORPUS_FEATURES, PAIRS_FEATURES, write_dataset
 from finetune import distill, soft_labels, word_distill
 from finetune.distillation import Distillation, SoftPieceTagger, read_soft_labels
 from finetune.features import InputFormat, PieceReader
-from finetune.ner import NERSettings, build_model
+from finetune.ner import MSBSettings, NERSettings, build_model
 from finetune.recognizer import Recognizer
 from finetune.tagger import Tagger
 from finetune.tagging import Split, read_rows
@@ -225,7 +225,7 @@ def test_a_student_reads_its_own_image_words_or_anothers(tmp_path, trained):
 
 @pytest.mark.parametrize(
     "student, own",
-    [(distill.DistillSettings, NERSettings), (word_distill.WordDistillSettings, WordNERSettings)],
+    [(distill.DistillSettings, MSBSettings), (word_distill.WordDistillSettings, WordNERSettings)],
 )
 def test_its_settings_are_those_of_training_on_tags(student, own):
     defaults = {each.name: each.default_factory() for each in fields(student) if each.default_factory is not MISSING}

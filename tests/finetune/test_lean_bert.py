@@ -179,3 +179,18 @@ def test_other_encoders_are_left_to_transformers():
     assert LeanBert.of(stock(hidden_act="relu")) is None
     distil = DistilBertForTokenClassification(DistilBertConfig(vocab_size=60, dim=24, hidden_dim=40, n_heads=3))
     assert PieceTagger(distil).lean is None
+    assert LeanBert.of(stock(is_decoder=True)) is None
+    adapted = stock()
+    adapted.bert.encoder.layer[1].output.dense.__class__ = type("Adapted", (nn.Linear,), {})
+    assert LeanBert.of(adapted) is None
+
+
+def test_weights_are_not_kept_for_what_needs_their_gradients():
+    tagger, batch = PieceTagger(stock()).eval(), make_batch()
+    with tagger.unchanged():
+        with torch.no_grad(), tagger.unchanged():
+            tagger(**batch)
+        assert tagger.lean.kept_weights is not None
+        tagger(**batch).backward()
+    assert tagger.model.bert.encoder.layer[0].output.dense.weight.grad.any()
+    assert tagger.lean.kept_weights is None

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModel, AutoModelForTokenClassification
+from transformers import AlbertConfig, AlbertForTokenClassification, AutoModel, AutoModelForTokenClassification
 
 from finetune.features import InputFormat, collate, encode
-from finetune.ner import NERSettings, build_model, check_encoder, learning_rates
+from finetune.ner import NERSettings, build_model, check_encoder, learning_rate_by_name
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
 from finetune.tagger import PieceTagger
 from finetune.tags import TagScheme
@@ -140,7 +140,7 @@ def test_learning_rates(settings):
     settings = replace(settings, head="crf", head_learning_rate=0.5)
     model, _ = build_model(settings, TagScheme())
     names = [name for name, _ in PieceTagger(model).named_parameters()]
-    rate_of = learning_rates(settings, model)
+    rate_of = learning_rate_by_name(settings, model)
     fast = [name for name in names if rate_of(name) == 0.5]
     assert sorted(fast) == [
         "model.classifier.bias",
@@ -155,12 +155,26 @@ def test_learning_rates(settings):
 def test_learning_rates_decay_from_layer_to_layer(settings):
     settings = replace(settings, layer_decay=0.5)
     model, _ = build_model(settings, TagScheme())
-    rate_of, rate = learning_rates(settings, model), settings.optimizer.learning_rate
+    rate_of, rate = learning_rate_by_name(settings, model), settings.optimizer.learning_rate
     layers = model.base_model.config.num_hidden_layers
     assert rate_of(f"model.encoder.encoder.layer.{layers - 1}.output.dense.weight") == rate
     assert rate_of("model.bert.encoder.layer.0.attention.self.key.bias") == rate * 0.5 ** (layers - 1)
     assert rate_of("model.bert.embeddings.LayerNorm.weight") == rate * 0.5**layers
     assert rate_of("model.classifier.weight") == settings.head_learning_rate
+    for wrong in (0.0, -0.8, 1.5):
+        with pytest.raises(ValueError, match="layer_decay"):
+            replace(settings, layer_decay=wrong)
+    with pytest.raises(ValueError, match="dropout"):
+        replace(settings, dropout=1.0)
+
+
+def test_layers_without_numbers_have_no_rates_of_their_own(settings):
+    albert = AlbertForTokenClassification(
+        AlbertConfig(vocab_size=30, embedding_size=8, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    )
+    assert learning_rate_by_name(settings, albert)("model.albert.embeddings.LayerNorm.weight") > 0
+    with pytest.raises(InputError, match="--layer_decay cannot be taken"):
+        learning_rate_by_name(replace(settings, layer_decay=0.9), albert)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -168,7 +182,7 @@ def test_the_optimizer_moves_everything_at_its_own_rate(settings, tokenizer, hea
     """AdamW's first step is as long as the learning rate, wherever there is a gradient."""
     settings = replace(settings, head=head, head_learning_rate=0.05)
     tagger = make_tagger(settings).train()
-    rate_of = learning_rates(settings, tagger.model)
+    rate_of = learning_rate_by_name(settings, tagger.model)
     optimizer = make_optimizer(tagger, settings.optimizer, rate_of)
     before = {name: parameter.detach().clone() for name, parameter in tagger.named_parameters()}
     tagger(**make_batch(tokenizer, [0, 1, 3])).backward()
@@ -274,12 +288,12 @@ def test_a_closed_gate_is_no_image():
 
 
 def test_a_gate_needs_image_words_and_a_crf(settings):
-    for wrong in ({"head": "softmax"}, {"image_words": "none"}):
-        with pytest.raises(InputError, match="--image_gate"):
+    for wrong, told in (({"head": "softmax"}, "Give --head crf"), ({"image_words": "none"}, "needs image words")):
+        with pytest.raises(InputError, match=told):
             check_encoder(replace(settings, **{"head": "crf", "image_gate": True} | wrong))
     model, new = build_model(replace(settings, head="crf", image_gate=True), TagScheme())
     assert {"image_gate.relevance", "image_gate.openness"} < set(new)
-    assert learning_rates(settings, model)("model.image_gate.relevance") == settings.head_learning_rate
+    assert learning_rate_by_name(settings, model)("model.image_gate.relevance") == settings.head_learning_rate
 
 
 def test_a_gate_is_saved_with_the_model(tmp_path):

@@ -225,6 +225,18 @@ def test_other_settings_split_configurations_and_are_named(run: Run):
     assert len(labels) == 2 and "optimizer.learning_rate=0.0001" in labels[0] and "0.0003" in labels[1]
 
 
+def test_a_setting_that_older_runs_did_not_have_had_its_default(run: Run):
+    """Seeds of one configuration stay one, and are told from others, when the toolkit has got another setting."""
+    data, encoder = run.data(), source("hub:google/bert-tiny@abc")
+    for seed, name, settings in ((1, "old", {}), (2, "new", {"decay": 1.0}), (1, "other", {"decay": 0.8})):
+        run.ner(name, data, encoder, 0.5, seed, **settings)
+        path = run.folder / name / "manifest.json"
+        if name != "old":
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"defaults": {"decay": 1.0}}))
+    found = configurations(map(StageFolder, run.stages))
+    assert sorted((len(one.runs), one.suffix) for one in found) == [(1, "decay=0.8"), (2, "decay=1.0")]
+
+
 def test_other_data_splits_configurations_even_at_the_same_path(run: Run):
     data, encoder = run.data(), source("hub:google/bert-tiny@abc")
     run.ner("a", data, encoder, 0.5, 1)
