@@ -380,7 +380,7 @@ def _key(stage: StageFolder, defaults: dict[str, dict[str, Any]], leave_out: fro
 
 
 def _tell_apart(found: list[Configuration], defaults: dict[str, dict[str, Any]]) -> None:
-    """Where labels coincide, name the settings that differ."""
+    """Where labels coincide, name the settings that differ, but not those at their default."""
     by_label: dict[str, list[Configuration]] = {}
     for one in found:
         by_label.setdefault(one.label, []).append(one)
@@ -391,13 +391,13 @@ def _tell_apart(found: list[Configuration], defaults: dict[str, dict[str, Any]])
         names = sorted({name for settings in flat for name in settings} - NOT_CONFIGURATION)
         differing = [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
         for one, settings in zip(same, flat, strict=True):
-            values = (settings.get(name) for name in differing)
-            told = [f"{name}={_told(value)}" for name, value in zip(differing, values, strict=True)]
-            one.suffix = ", ".join(told) or one.first.name
+            usual = defaults.get(one.first.stage, {})
+            told = [name for name in differing if name not in usual or settings.get(name) != usual[name]]
+            one.suffix = ", ".join(f"{name}={_told(settings.get(name))}" for name in told)
         suffixes = [one.suffix for one in same]
         for one in same:
             if suffixes.count(one.suffix) > 1:  # they differ in what their inputs hold
-                one.suffix += f", {one.first.name}"
+                one.suffix = ", ".join(filter(None, [one.suffix, one.first.name]))
 
 
 def _told(value: Any) -> str:
