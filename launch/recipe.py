@@ -142,6 +142,7 @@ def read_recipe(
         parsed.append(_parse_override(text, entries))
         entries = [_with_override(entry, parsed[-1]) for entry in entries]
 
+    _check_that_read([entries, content.get("encoder")], entries, path, {"data_root": data_root, "encoder": encoder})
     known = _top_level_values(content, path, data_root, encoder)
     members = {entry["name"]: [*map(_namer(entry), _combinations(entry))] for entry in entries}
     stages = [stage for entry in entries for stage in _spread(entry, path, known, parsed, members)]
@@ -258,6 +259,21 @@ def _top_level_values(
         else:
             known[key] = None
     return known
+
+
+def _check_that_read(readers: list[Any], entries: list[dict[str, Any]], path: Path, given: dict[str, Any]) -> None:
+    """Refuse an option whose placeholder no stage has: what was meant by it would not come to pass."""
+    read = set(_placeholders(readers))
+    for key, value in given.items():
+        if value is not None and key not in read:
+            settings = [
+                f"{entry['name']}.{setting}"
+                for entry in entries
+                for setting in {**(entry.get("settings") or {}), **(entry.get("for_each") or {})}
+                if setting == key
+            ]
+            remedy = f" Its stages have settings of that name: --set {settings[0]}=…" if settings else ""
+            raise InputError(f"{path}: no stage reads {{{key}}}, so that --{key} {value} would do nothing.{remedy}")
 
 
 def _filler(known: dict[str, str | None], path: Path) -> Callable[[str], str | None]:
