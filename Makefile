@@ -5,14 +5,15 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test faults lint install clean
+.PHONY: help demo test faults lint install clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   run the whole chain on the bundled synthetic sample, offline, and write a report"
-	@echo "make test   lint and run the tests"
-	@echo "make faults kill training at 20 random points with one process and with two, and compare (ten minutes)"
-	@echo "make clean  remove what demo and tests made (not .venv)"
+	@echo "make install set up .venv (demo and test do so, too)"
+	@echo "make demo    run the whole chain on the bundled synthetic sample, offline, and write a report"
+	@echo "make test    lint and run the tests"
+	@echo "make faults  kill training at 20 random points with one process and with two, and compare (ten minutes)"
+	@echo "make clean   remove what demo and tests made (not .venv)"
 
 install: $(INSTALLED)
 

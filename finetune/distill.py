@@ -4,7 +4,7 @@
 
 `finetune/soft_labels.py` made the soft labels. The student learns the teacher's distribution over whole label sequences
 (Wang et al., 2020), and the tags of the data set's `train` among it; the weights best on `validation` are kept and
-`test` is scored once, as in `finetune/ner.py`, whose settings these are.
+`test` is scored once, as in `finetune/ner.py`, whose settings these are, but for `--regularisation`.
 """
 
 from dataclasses import dataclass, field
