@@ -21,7 +21,7 @@ from finetune.training import SCORED, make_splits, score_recognizer
 from launch.errors import InputError
 from launch.loop import Precision, RunSettings, make_accelerator
 from launch.paper_tables import msb_system
-from launch.pretrained import encoder_input
+from launch.pretrained import encoder_input, refuse_twice
 from launch.publishing import PublishingSettings, run_publishing_stage
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
@@ -92,6 +92,7 @@ def average(settings: AverageSettings, stage: Stage) -> None:
 @torch.no_grad()
 def mean_of(names: list[str]) -> Recognizer:
     """The first recognizer with the mean of the weights of all. InputError where they are not of one kind."""
+    refuse_twice(names, "recognizers")
     first, *others = (Recognizer.from_pretrained(name, device="cpu") for name in names)
     if not isinstance(first.tagger, PieceTagger):
         raise InputError(f"{names[0]}: is a system on word vectors. Give recognizers of finetune/ner.py or distill.py.")
@@ -102,9 +103,10 @@ def mean_of(names: list[str]) -> Recognizer:
             (first.scheme, first.reads_image_words) != (other.scheme, other.reads_image_words)
             or {key: x.shape for key, x in state.items()} != {key: x.shape for key, x in theirs.items()}
             or first.tagger.model.config.msb_input != other.tagger.model.config.msb_input
+            or first.reader.tokenizer.get_vocab() != other.reader.tokenizer.get_vocab()
         ):
             raise InputError(
-                f"{name}: is another kind of recognizer than {names[0]} (labels, input or weights). "
+                f"{name}: is another kind of recognizer than {names[0]} (labels, input, vocabulary or weights). "
                 "Give runs that differ in their seed alone."
             )
         for key, tensor in state.items():

@@ -29,7 +29,7 @@ from finetune.teacher import Teacher, save_crf
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.loop import Precision
-from launch.pretrained import encoder_input
+from launch.pretrained import encoder_input, refuse_twice
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
 
@@ -96,6 +96,7 @@ def label_corpus(settings: SoftLabelSettings, stage: Stage) -> None:
     """The stage: draw texts, split them into words, let the teachers score them."""
     if not settings.teachers:
         raise InputError("teachers: none are given. Give the folders of trained recognizers.")
+    refuse_twice(settings.teachers, "teachers")
     shards = shard_files(settings.data, "train")
     if settings.image_words == "given" and "image_words" not in pq.read_schema(shards[0]).names:
         raise InputError.at(

@@ -16,10 +16,25 @@ UNUSED_PARTS = ("pooler.",)
 """Parts of an encoder that no system here reads: they may be new."""
 
 
+POSITIONS_BEHIND_PADDING = frozenset(
+    "camembert esm ibert layoutlmv3 lilt longformer luke markuplm mpnet roberta roberta-prelayernorm xlm-roberta "
+    "xlm-roberta-xl xmod".split()
+)
+"""Architectures that count positions from ``pad_token_id + 1``, as RoBERTa does, and have embeddings for those before, too."""
+
+
 def encoder_input(encoder: str) -> Path | str:
     """The stage input that an encoder setting names: its folder, or ``hub:ID``."""
     is_folder = Path(encoder).exists() or encoder.startswith((".", "/", "~")) or encoder.count("/") > 1
     return Path(encoder) if is_folder else f"hub:{encoder}"  # `owner/name` at the most
+
+
+def refuse_twice(names: list[str], setting: str) -> None:
+    """InputError where one model is named twice, by whatever path: it would count twice."""
+    places = [str(place.resolve()) if isinstance(place := encoder_input(name), Path) else place for name in names]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise InputError(f"{setting}: {names[number]} is given twice. Name each once.")
 
 
 def load_config(encoder: str) -> PreTrainedConfig:
@@ -30,17 +45,44 @@ def load_config(encoder: str) -> PreTrainedConfig:
         raise _cannot_load("configuration", encoder, ValueError(f"config.json cannot be read: {error}")) from None
 
 
+def first_position(config: PreTrainedConfig) -> int:
+    """The position of an input's first token."""
+    return config.pad_token_id + 1 if config.model_type in POSITIONS_BEHIND_PADDING else 0
+
+
+def longest_input(config: PreTrainedConfig) -> int:
+    """Tokens of the longest input that has a position embedding for each."""
+    return config.max_position_embeddings - first_position(config)
+
+
 def load_tokenizer(encoder: str) -> PreTrainedTokenizerBase:
-    """The encoder's fast tokenizer."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise _cannot_load("tokenizer", encoder, error) from None
+    """The encoder's fast tokenizer, which tells words that it is given one by one apart as it does words of a text.
+
+    RoBERTa's is loaded with ``add_prefix_space``: as it is published, it would read ``["at", "last"]`` as ``atlast``.
+    """
+    tokenizer = _tokenizer(encoder)
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a vocabulary
         raise InputError(f"{encoder}: its tokenizer has no vocabulary. Put its tokenizer.json beside the weights.")
     if not tokenizer.is_fast:
         raise InputError(f"{encoder}: it has no fast tokenizer, which the alignment of words and pieces needs.")
+    if not _parts_words(tokenizer):
+        tokenizer = _tokenizer(encoder, add_prefix_space=True)
+        if not _parts_words(tokenizer):
+            raise InputError(f"{encoder}: its tokenizer runs words together that it is given one by one. Give another.")
     return tokenizer
+
+
+def _tokenizer(encoder: str, **options: Any) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(encoder, use_fast=True, trust_remote_code=False, **options)
+    except (OSError, ValueError) as error:
+        raise _cannot_load("tokenizer", encoder, error) from None
+
+
+def _parts_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether words given one by one become the pieces that they are in a text, behind a space."""
+    one_by_one = tokenizer(["at", "last"], is_split_into_words=True, add_special_tokens=False)["input_ids"]
+    return one_by_one == tokenizer(" at last", add_special_tokens=False)["input_ids"]
 
 
 def load_pretrained(

@@ -10,15 +10,12 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from launch.errors import InputError
-from launch.pretrained import load_config, load_pretrained
+from launch.pretrained import first_position, load_config, load_pretrained, longest_input
 from pretrain import varlen_attention
 from pretrain.output_layer import linear_cross_entropy
 
 OUTPUT_LAYERS = {"bert": "cls", "roberta": "lm_head", "xlm-roberta": "lm_head", "camembert": "lm_head"}
 """Architectures whose output layer is one module: a small transformation, then `decoder`, a linear layer."""
-
-POSITION_OFFSET = {"roberta": 1, "xlm-roberta": 1, "camembert": 1}
-"""Architectures that count positions from ``pad_token_id + 1``."""
 
 
 def load_masked_language_model(encoder: str, dropout: float | None) -> tuple[PreTrainedModel, list[str]]:
@@ -51,10 +48,8 @@ class PackedMaskedLanguageModel(nn.Module):
         architecture = model.config.model_type
         check_architecture(architecture)
         self.model = model
-        self.position_offset = (
-            model.config.pad_token_id + POSITION_OFFSET[architecture] if architecture in POSITION_OFFSET else 0
-        )
-        self.maximum_length = model.config.max_position_embeddings - self.position_offset
+        self.position_offset = first_position(model.config)
+        self.maximum_length = longest_input(model.config)
         """Tokens of the longest text that has a position embedding for each."""
 
     def forward(

@@ -52,6 +52,7 @@ def test_refusals(tmp_path, named, runs, trained, capsys):
     for recognizers, more, message in [
         ([runs[0], trained("crf", "BIOES")], [], "another kind of recognizer"),
         (runs, ["--image_words", "none"], "trained with given"),
+        ([runs[0], runs[0].parent / ".." / runs[0].parent.name / "1"], [], "is given twice"),
     ]:
         assert run(tmp_path, named, recognizers, *more)[0] == 2
         assert message in capsys.readouterr().err

@@ -8,10 +8,28 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import bert_config, make_encoder, make_tokenizer
-from transformers import AutoModel, AutoModelForMaskedLM, BertForMaskedLM, BertForTokenClassification
+from transformers import (
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForTokenClassification,
+    RobertaConfig,
+    RobertaTokenizer,
+)
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from launch.errors import InputError
-from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
+from launch.pretrained import (
+    check_vocabulary,
+    encoder_input,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    longest_input,
+    refuse_twice,
+)
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +181,37 @@ def test_embeddings_may_be_more_than_the_tokenizer_has():
 def test_folders_and_hub_ids_are_told_apart(given, expected, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     assert encoder_input(given) == expected
+
+
+def byte_level(folder: Path) -> Path:
+    """A tokenizer as RoBERTa's is published: a word within a text has its space in front of it."""
+    characters = bytes_to_unicode().values()
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *characters, "at", "la", "st", "last", "Ġat", "Ġlast"]
+    merges = [("a", "t"), ("l", "a"), ("s", "t"), ("la", "st"), ("Ġ", "at"), ("Ġ", "last")]
+    tokenizer = RobertaTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=merges)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_words_given_one_by_one_are_not_run_together(tmp_path):
+    published = AutoTokenizer.from_pretrained(byte_level(tmp_path / "roberta"))
+    loaded = load_tokenizer(str(tmp_path / "roberta"))
+    loaded.save_pretrained(tmp_path / "saved")
+    words = {"is_split_into_words": True, "add_special_tokens": False}
+    pieces = lambda tokenizer: tokenizer.convert_ids_to_tokens(tokenizer(["at", "last"], **words)["input_ids"])  # noqa: E731
+    assert pieces(published) == ["at", "last"]  # as in "atlast"
+    assert pieces(loaded) == pieces(load_tokenizer(str(tmp_path / "saved"))) == ["Ġat", "Ġlast"]
+
+
+def test_positions_that_roberta_counts_behind_its_padding_are_no_room():
+    sizes = {"max_position_embeddings": 514, "pad_token_id": 1}
+    assert longest_input(RobertaConfig(**sizes)) == 512
+    assert longest_input(BertConfig(**sizes)) == 514
+
+
+def test_a_model_that_is_given_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    refuse_twice(["./a", "owner/a", str(tmp_path / "b")], "teachers")
+    with pytest.raises(InputError, match="teachers: .*a is given twice"):
+        refuse_twice(["./a", str(tmp_path / "a")], "teachers")
