@@ -14,7 +14,6 @@ from launch.paper_tables import TABLES, TEST_TWEETS
 from launch.results import short_name
 
 AXIS = "F1, conlleval (%): mean over seeds, 95 % interval over tweets"
-IMAGE_COLOURS = {"given": "c1", "shuffled": "c2", "none": "c3"}
 
 
 def write_comparison_page(output: Path, comparison: Comparison, paper: str, tweets: int) -> None:

@@ -257,7 +257,7 @@ def log_partition(scores: Scores, emissions_BWL: Tensor, mask_BW: Tensor) -> Ten
     result_B, in_range = _LogPartition.apply(*scores, emissions_BWL, mask_BW)
     if in_range:
         return result_B
-    wide = _widest(emissions_BWL.device)
+    wide = widest(emissions_BWL.device)
     scores = tuple(tensor.to(wide) for tensor in scores)
     return log_partition_in_logs(scores, emissions_BWL.to(wide), mask_BW).to(emissions_BWL.dtype)
 
@@ -287,7 +287,7 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start_L, transitions_PN, end_L, emissions_BWL, mask_BW):
         ctx.mask_BW, dtype = mask_BW, emissions_BWL.dtype
-        wide = _widest(emissions_BWL.device)
+        wide = widest(emissions_BWL.device)
         # Everything is scaled to at most 1 first, so that nothing can overflow.
         highest_BW1 = emissions_BWL.amax(dim=2, keepdim=True)
         highest_start, highest_transition, highest_end = start_L.amax(), transitions_PN.amax(), end_L.amax()
@@ -367,7 +367,8 @@ def _backwards(x_BWL: Tensor, mask_BW: Tensor) -> Tensor:
     return x_BWL.gather(1, places_BW[:, :, None].expand_as(x_BWL))
 
 
-def _widest(device: torch.device) -> torch.dtype:
+def widest(device: torch.device) -> torch.dtype:
+    """The most precise type of numbers that a device has."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 

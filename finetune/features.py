@@ -19,6 +19,8 @@ from finetune.word_shapes import shape_of
 SPECIAL_TOKENS = 3
 """[CLS] and two [SEP]."""
 TOKENIZED_AT_ONCE = 1000
+PLAIN = {"add_special_tokens": False, "split_special_tokens": True}
+"""How words are tokenized: a post that holds ``[SEP]`` holds three characters and a word, no separator."""
 LENGTHS_APART = 4
 """Batches are padded to multiples of this: products are prepared anew for each shape that comes up, in half a millisecond."""
 
@@ -37,6 +39,8 @@ class InputFormat:
     """Whether the model reads how the tweet's words are written, beside their pieces (:mod:`finetune.word_shapes`)."""
 
     def __post_init__(self) -> None:
+        if self.image_length < 0:
+            raise ValueError(f"image_length ({self.image_length}) is negative")
         if self.maximum_length - self.image_length - SPECIAL_TOKENS < 1:
             raise ValueError(
                 f"maximum_length ({self.maximum_length}) leaves no room for words beside image_length "
@@ -128,9 +132,7 @@ def encode(
         encodings = dict(
             zip(
                 filled,
-                tokenizer([chunk[i] for i in filled], is_split_into_words=True, add_special_tokens=False).encodings
-                if filled
-                else [],
+                tokenizer([chunk[i] for i in filled], is_split_into_words=True, **PLAIN).encodings if filled else [],
                 strict=True,
             )
         )
@@ -221,12 +223,12 @@ def shuffled(image_words: Sequence[Sequence[str]], seed: int) -> list[Sequence[s
 
 
 def _pieces(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return tokenizer(texts, **PLAIN)["input_ids"] if texts else []
 
 
 def _shapes(words: Sequence[str], first_piece: Sequence[int], pieces: int) -> list[int]:
     """The shape of each piece's word."""
-    ends = [*first_piece[1:], pieces]
+    ends = [*first_piece[1:], pieces][: len(words)]  # none in a tweet without words
     return [
         shape
         for word, start, end in zip(words, first_piece, ends, strict=True)

@@ -175,7 +175,7 @@ def report(counts: Counts, reads_image_words: bool, seconds: float) -> Iterator[
 
 def read_input(path: Path, on_error: str, counts: Counts) -> Iterator[InputPost]:
     """The posts of a file; malformed lines are raised as InputError, or counted (``on_error`` is ``skip``)."""
-    is_json = ".jsonl" in path.suffixes
+    is_json = path.name.removesuffix(".gz").endswith(".jsonl")
     stem = path.name.removesuffix(".gz").rpartition(".")[0]
     for number, line in _lines(path):
         counts.lines = number

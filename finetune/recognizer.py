@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
-from finetune.crf import PENALTY
+from finetune.crf import PENALTY, widest
 from finetune.inputs import Inputs, Reader, longest_first
 from finetune.post_words import PostWords, encodable
 from finetune.scorer import spans
 from finetune.systems.registry import STOCK, SYSTEMS
 from finetune.tagger import Tagger
-from finetune.tags import TagScheme, split_tag
+from finetune.tags import TagScheme, split_tag, tags_at
 from launch.errors import InputError
 from launch.loop import Precision, chosen_precision
 from launch.pretrained import encoder_input, load_pretrained
@@ -145,7 +145,8 @@ class Recognizer:
         emissions_BWL = self.tagger.emissions(**batch)
         ids_of_posts = self.tagger.decode(emissions_BWL, word_mask_BW)
         tags_of_posts = [
-            _tags_of_slots(post, self.scheme.decode(ids)) for post, ids in zip(posts, ids_of_posts, strict=True)
+            tags_at(post.slot_of, self.scheme.decode(ids), len(post.slots))
+            for post, ids in zip(posts, ids_of_posts, strict=True)
         ]
         # Entities as (row of the batch, type, first slot, slot after the last).
         found = [
@@ -196,8 +197,8 @@ class Recognizer:
             if end < len(ids_of_posts[row]) and last in "BI" and not continuing[labels_BW[row, end]]:
                 blocked_EWL[entity, end] = continuing
         np.put_along_axis(blocked_EWL, labels_BW[rows][:, :, None], False, axis=2)
-        # In double precision: the two numbers are large beside their difference.
-        inputs_EWL, mask_EW = emissions_BWL[rows].double(), word_mask_BW[rows]
+        # In double precision, where there is one: the two numbers are large beside their difference.
+        inputs_EWL, mask_EW = emissions_BWL[rows].to(widest(self.device)), word_mask_BW[rows]
         labels_EW = torch.from_numpy(labels_BW[rows]).to(self.device)
         masked_EWL = inputs_EWL.masked_fill(torch.from_numpy(blocked_EWL).to(self.device), PENALTY)
         log_p_E = self.tagger.log_probability(inputs_EWL, mask_EW, labels_EW)
@@ -224,13 +225,6 @@ def add_model_code(folder: Path) -> None:
         "AutoModelForTokenClassification": f"{module}.{system.model_class.__name__}",
     }
     config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _tags_of_slots(post: PostWords, tags_of_words: list[str]) -> list[str]:
-    tags = ["O"] * len(post.slots)
-    for slot, tag in zip(post.slot_of, tags_of_words, strict=False):  # words that were cut off have no tag
-        tags[slot] = tag
-    return tags
 
 
 def _as_list(words: Sequence[str] | str | None) -> list[str]:

@@ -18,7 +18,7 @@ from finetune import scorer
 from finetune.features import image_words_read
 from finetune.inputs import Inputs, Reader, longest_first
 from finetune.tagger import Tagger
-from finetune.tags import TagScheme, bio_to_bioes, check_tags
+from finetune.tags import TagScheme, bio_to_bioes, check_tags, tags_at
 from launch.errors import InputError
 from launch.files import write_text_whole
 from launch.loop import Batch, micro_batches, readable, sum_over_processes, to_device, unwrapped
@@ -42,6 +42,14 @@ class Split:
     def words_truncated(self) -> int:
         """Words that did not fit the model's input; they are scored as predicted ``O``."""
         return sum(self.inputs.words_truncated)
+
+    def tags_read(self) -> list[list[str]]:
+        """The repaired BIO tags of each tweet's words, without those of words that did not fit."""
+        cut = self.inputs.words_truncated
+        return [
+            [NER_TAGS[tag] for tag in row["ner_tags"][: len(row["ner_tags"]) - words]]
+            for row, words in zip(self.rows, cut, strict=True)
+        ]
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]], reader: Reader) -> Split:
@@ -98,10 +106,7 @@ class Tagging:
     def __init__(self, training: Split, validation: Split, scheme: TagScheme, tweets_per_step: int, seed: int) -> None:
         self.training, self.validation = training, validation
         self.scheme, self.tweets_per_step, self.seed = scheme, tweets_per_step, seed
-        self.training_labels, self.validation_labels = (
-            [scheme.encode([NER_TAGS[tag] for tag in row["ner_tags"]]) for row in split.rows]
-            for split in (training, validation)
-        )
+        self.training_labels, self.validation_labels = (labels_of(split, scheme) for split in (training, validation))
         self.inputs = training.inputs
         self.lengths = np.asarray(self.inputs.lengths)
 
@@ -157,7 +162,7 @@ class Tagging:
 def predict(tagger: Tagger, split: Split, scheme: TagScheme, accelerator: Accelerator) -> list[list[str]]:
     """BIO tags of each tweet of a split, over its source tokens; the processes share the work.
 
-    Computed in the accelerator's precision, as in training.
+    Computed in the accelerator's precision, which is that of training but under DeepSpeed, where it is fp32.
     """
     labelled = []
     with accelerator.autocast(), tagger.unchanged():  # one for all batches: the weights are rounded once
@@ -180,10 +185,7 @@ def assemble(
 
 def over_source_tokens(row: dict[str, Any], tags: Sequence[str]) -> list[str]:
     """Tags of a row's words as tags of its source tokens: ``O`` for URLs, and for last words without a tag."""
-    over_source = ["O"] * len(row["source_tokens"])
-    for place, tag in zip(row["source_index"], tags, strict=False):
-        over_source[place] = tag
-    return over_source
+    return tags_at(row["source_index"], tags, len(row["source_tokens"]))
 
 
 def batches(
@@ -199,6 +201,11 @@ def make_batch(split: Split, tweets: Sequence[int], labels: list[list[int]] | No
     """Tensors of some of a split's tweets."""
     chosen = None if labels is None else [labels[index] for index in tweets]
     return split.inputs.batch(tweets, chosen)
+
+
+def labels_of(split: Split, scheme: TagScheme) -> list[list[int]]:
+    """The label ids of the words that are read. An entity that was cut ends, in BIOES, with the last of them."""
+    return [scheme.encode(tags) for tags in split.tags_read()]
 
 
 def gold_tags(split: Split) -> list[list[str]]:

@@ -56,6 +56,14 @@ def check_tags(tags: Iterable[str], types: Sequence[str] = ENTITY_TYPES) -> None
             raise ValueError(f"unknown tag {tag!r} at position {position}: expected {expected}")
 
 
+def tags_at(places: Sequence[int], tags: Sequence[str], count: int) -> list[str]:
+    """``count`` tags: those given at their places, ``O`` elsewhere, and at places whose tags are missing at the end."""
+    spread = ["O"] * count
+    for place, tag in zip(places, tags, strict=False):
+        spread[place] = tag
+    return spread
+
+
 def split_tag(tag: str) -> tuple[str, str]:
     """Split ``B-PER`` into ``("B", "PER")``; the type of ``O`` is the empty string."""
     return tag[:1], tag[2:]

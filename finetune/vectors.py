@@ -9,6 +9,7 @@ Shapes: V words, D numbers of a vector.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -135,7 +136,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         with gzip.open(path) if path.suffix.lower() == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.rstrip(b" \r\n")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error}). Give the whole file, unharmed.") from None
 
 

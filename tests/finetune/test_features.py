@@ -46,6 +46,17 @@ def test_a_word_of_no_pieces_becomes_the_unknown_token():
     assert tweet.first_piece == [1, 2, 3, 4]
 
 
+def test_a_post_that_holds_special_tokens_holds_words():
+    plain = [["saw", "[SEP]", "[PAD]", "paris"]]
+    [tweet] = encode(plain, [["at [SEP] sea", "[PAD]"]], TOKENIZER, InputFormat())
+    special = {TOKENIZER.sep_token_id, TOKENIZER.pad_token_id}
+    assert [place for place, piece in enumerate(tweet.pieces) if piece in special] == [
+        tweet.text_length - 1,
+        len(tweet.pieces) - 1,
+    ]
+    assert len(tweet.first_piece) == 4
+
+
 def test_words_that_do_not_fit_are_counted_and_the_image_words_stay():
     words = ["paris"] * 30
     [bare, with_image] = encode([words, words], [[], ["sea"]], TOKENIZER, LAYOUT)
@@ -66,6 +77,11 @@ def test_image_words_are_cut_at_their_own_limit():
 def test_the_joiner_is_a_setting():
     [tweet] = encode([["saw"]], [["sea", "court"]], TOKENIZER, InputFormat(image_words_joiner=" "))
     assert tokens(tweet)[3:] == ["sea", "court", "[SEP]"]
+
+
+def test_a_negative_length_is_refused():
+    with pytest.raises(ValueError, match="image_length .* negative"):
+        InputFormat(16, -5)
 
 
 @pytest.mark.parametrize("lengths", [(20, 17), (3, 0), (35, 32)])

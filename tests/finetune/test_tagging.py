@@ -74,6 +74,19 @@ def test_predictions_are_put_back_among_the_source_tokens(accelerator):
     assert predicted[3] == ["B-ORG", "I-ORG", "O", "B-LOC"]
 
 
+@pytest.mark.parametrize("scheme", ["BIO", "BIOES"])
+def test_labels_of_a_cut_tweet_are_allowed(scheme):
+    """In BIOES an entity that goes on beyond the input's end has to end with the last word that is read."""
+    name = make_row("cut", ["a"] * 7 + ["acme"] * 4, ["O"] * 7 + ["B-ORG", *["I-ORG"] * 3], [])
+    split = make_split([name])
+    assert split.words_truncated == 2
+    task = Tagging(split, split, TagScheme(scheme), tweets_per_step=1, seed=1)
+    last = {"BIO": "I-ORG", "BIOES": "E-ORG"}[scheme]
+    labels = [TagScheme(scheme).labels[label] for label in task.training_labels[0]]
+    assert labels == ["O"] * 7 + ["B-ORG", last]
+    assert task.validation_labels == task.training_labels
+
+
 def test_bioes_labels_come_back_as_bio(accelerator):
     scheme = TagScheme("BIOES")
     split = make_split()

@@ -94,11 +94,13 @@ def test_names_that_are_refused(tmp_path):
         read_vectors(write(tmp_path / "vectors.npy", GLOVE), None)
 
 
-def test_a_gzip_file_that_was_cut_short(tmp_path):
+def test_a_gzip_file_that_was_cut_short_or_damaged(tmp_path):
     path = tmp_path / "v.txt.gz"
-    path.write_bytes(gzip.compress(GLOVE.encode() * 1000)[:-20])
-    with pytest.raises(InputError, match=r"v\.txt\.gz: cannot be read"):
-        read_vectors(path, (), every_word=True)
+    whole = gzip.compress(GLOVE.encode() * 1000)
+    for damaged in (whole[:-20], whole[:30] + b"\xff" * 8 + whole[38:]):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"v\.txt\.gz: cannot be read"):
+            read_vectors(path, (), every_word=True)
 
 
 def test_a_bin_without_gensim(tmp_path, monkeypatch):

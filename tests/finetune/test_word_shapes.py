@@ -43,6 +43,12 @@ def test_each_piece_has_the_shape_of_its_word_and_all_else_none():
     assert told[1] == ["none", "one letter", *["none"] * 7]
 
 
+def test_a_tweet_without_words_has_the_shapes_of_no_word():
+    empty, with_image, other = encode([[], [], ["Oslo"]], [[], ["sea"], []], make_tokenizer(), LAYOUT)
+    assert (empty.shapes, with_image.shapes) == ([0, 0], [0, 0])
+    assert collate([empty, with_image, other], None, 0)["shape_ids_BT"].shape == (3, 4)
+
+
 def test_words_that_are_cut_off_have_no_shape():
     [tweet] = encode([["Paris"] * 30], [["sea"]], make_tokenizer(), LAYOUT)
     shapes = collate([tweet], None, 0)["shape_ids_BT"][0].tolist()
@@ -102,6 +108,7 @@ def test_the_exported_folder_reads_shapes_without_the_toolkit_s_reader(tmp_path,
     exec(snippet.replace("PATH_OR_REPOSITORY", str(tmp_path / "out")), names)
     words, encoding = names["words"], names["encoding"]
     recognizer = Recognizer.from_pretrained(tmp_path / "out")
+    assert recognizer.entities(["", "http://t.co/abc"]) == [[], []]  # posts without words
     batch = recognizer.reader.read([words], [[]]).batch([0])
     pieces = int(batch["attention_mask_BT"].sum())
     assert encoding["shape_ids"].tolist() == batch["shape_ids_BT"][:, :pieces].tolist()
