@@ -23,9 +23,17 @@ from finetune.tags import TagScheme
 from finetune.training import RecognizerSettings, read_splits, train_recognizer
 from finetune.word_shapes import SHAPES
 from launch.errors import InputError
-from launch.loop import OptimizerSettings, make_accelerator
+from launch.loop import OptimizerSettings, has_parameters_in_parts, make_accelerator
 from launch.paper_tables import msb_system
-from launch.pretrained import check_vocabulary, encoder_input, load_config, load_pretrained, load_tokenizer
+from launch.pretrained import (
+    UNUSED_PARTS,
+    check_vocabulary,
+    encoder_input,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    longest_input,
+)
 from launch.schedule import ScheduleSettings
 from launch.stage import Stage
 from launch.training_stage import EncoderStageSettings, describe_encoder, run_training_stage
@@ -33,6 +41,8 @@ from launch.training_stage import EncoderStageSettings, describe_encoder, run_tr
 NEW_PARTS = ("model.classifier.", "model.crf.", "model.shape_embeddings.", "model.image_gate.")
 """What the names of parameters that are no encoder's begin with, in a tagger."""
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+HEAD_DROPOUTS = ("classifier_dropout", "classifier_dropout_prob")
+"""What stock models call the dropout before their head, where it is not that of the encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +69,8 @@ class MSBSettings(EncoderStageSettings, RecognizerSettings):
     def __post_init__(self) -> None:
         """Refuse rates that are none."""
         super().__post_init__()
+        if self.head_learning_rate < 0:
+            raise ValueError(f"head_learning_rate: {self.head_learning_rate} is negative")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay: {self.layer_decay} is not above 0 and at most 1")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -84,6 +96,10 @@ def finetune(settings: NERSettings, stage: Stage) -> None:
     if settings.run.compile and settings.regularisation.adversarial:
         raise InputError("--run.compile: a compiled model cannot be trained adversarially. Leave one of them out.")
     accelerator = make_accelerator(settings.run)
+    if settings.regularisation.adversarial and has_parameters_in_parts(accelerator):
+        raise InputError(
+            "--regularisation.adversarial: not under ZeRO-3, where no process has whole embeddings. ZeRO-2 can."
+        )
     stage.seeds = [settings.seed]
 
     scheme = TagScheme(settings.scheme, ENTITY_TYPES)
@@ -122,9 +138,9 @@ def check_encoder(settings: MSBSettings) -> None:
         raise InputError("--image_gate: a stock model has none. Give --head crf, or leave it out.")
     if settings.image_gate and settings.image_words == "none":
         raise InputError("--image_words none: a gate needs image words. Give given or shuffled, or no --image_gate.")
-    if settings.input.maximum_length > config.max_position_embeddings:
+    if settings.input.maximum_length > longest_input(config):
         raise InputError(
-            f"{settings.encoder}: reads {config.max_position_embeddings} word pieces at the most. "
+            f"{settings.encoder}: reads {longest_input(config)} word pieces at the most. "
             f"Lower --input.maximum_length ({settings.input.maximum_length})."
         )
     if settings.image_words != "none" and getattr(config, "type_vocab_size", 1) < 2:
@@ -167,8 +183,10 @@ def check_recognizer(settings: MSBSettings, config: PreTrainedConfig) -> None:
 def build_model(settings: MSBSettings, scheme: TagScheme) -> tuple[PreTrainedModel, list[str]]:
     """The encoder with a new head, or a recognizer with its own, to be trained on; and the names of the new parameters."""
     labels = {"id2label": dict(enumerate(scheme.labels)), "label2id": {tag: i for i, tag in enumerate(scheme.labels)}}
-    options = {} if settings.dropout is None else {name: settings.dropout for name in DROPOUTS}
     start = load_config(settings.encoder)
+    encoder_config = start.encoder_config() if start.model_type == MSBConfig.model_type else start
+    given = [name for name in (*DROPOUTS, *HEAD_DROPOUTS) if hasattr(encoder_config, name)]
+    options = {} if settings.dropout is None else dict.fromkeys(given, settings.dropout)
     if settings.head == "softmax":
         model, new = load_pretrained(
             AutoModelForTokenClassification, settings.encoder, ("classifier.",), **labels, **options
@@ -190,6 +208,11 @@ def build_model(settings: MSBSettings, scheme: TagScheme) -> tuple[PreTrainedMod
         model = MSBForTokenClassification(config)
         model.encoder.load_state_dict(encoder.state_dict())
         new += [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
+    for name, parameter in model.named_parameters():
+        if any(
+            part in name for part in UNUSED_PARTS
+        ):  # of stock models that cannot do without; DDP waits for its gradient
+            parameter.requires_grad_(False)
     model.config.msb_input = asdict(settings.input)
     model.config.msb_scheme = scheme.name
     model.config.msb_image_words = settings.image_words != "none"

@@ -88,7 +88,8 @@ class RegularisedPieceTagger(PieceTagger):
         """Hook behind the word embeddings: keeps them, or moves them."""
         if self.moved_by_BTH is not None:
             return embedded_BTH + self.moved_by_BTH
-        self.embedded.append(embedded_BTH)
+        if self.training:
+            self.embedded.append(embedded_BTH)
         return embedded_BTH
 
 

@@ -19,7 +19,7 @@ from finetune.tagger import Tagger
 from finetune.tagging import Split, Tagging, predict, read_rows, score, write_predictions
 from finetune.tags import TagScheme
 from launch.files import write_json_whole
-from launch.loop import make_optimizer, train, unwrapped
+from launch.loop import make_optimizer, train, unwrapped, with_compilation_decided
 from launch.stage import Stage
 from launch.training_stage import TrainingStageSettings, export
 
@@ -40,6 +40,14 @@ class RecognizerSettings(TrainingStageSettings):
     """Global batch of an optimizer step, in tweets."""
     patience: int | None = None
     """Stop after this many epochs without a better F1 on `validation`; null trains to the end."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts of nothing."""
+        super().__post_init__()
+        if self.tweets_per_step < 1:
+            raise ValueError(f"tweets_per_step: {self.tweets_per_step} is not positive")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience: {self.patience} is not positive; null trains to the end")
 
     @property
     def read_image_words(self) -> str:
@@ -95,7 +103,7 @@ def train_recognizer(
         task,
         seed=settings.seed,
         schedule=settings.schedule,
-        run=settings.run,
+        run=with_compilation_decided(settings.run, settings.schedule, len(task.plan(0)), stage),
         maximum_gradient_norm=settings.optimizer.maximum_gradient_norm,
         size_unit="tweets",
         best_by="f1_conlleval",

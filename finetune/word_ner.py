@@ -79,6 +79,12 @@ class WordNERSettings(RecognizerSettings):
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings(epochs=10))
     """How long to train, and the learning rate's shape."""
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that is none."""
+        super().__post_init__()
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: {self.dropout} is not at least 0 and below 1")
+
     @property
     def vector_files(self) -> list[Path]:
         """The files of word vectors."""

@@ -322,6 +322,7 @@ def train(
     Raises :class:`TrainingError` where the loss is not finite or a checkpoint cannot be written, and
     :class:`~launch.interruption.Interrupted` where it was asked to stop: after the step, and with a checkpoint.
     """
+    assert isinstance(run.compile, bool), "with_compilation_decided comes first"
     folder = stage.folder / "checkpoints"
     if run.compile:
         model.compile()
@@ -583,6 +584,12 @@ def gradients_kept_local(accelerator: Accelerator, model: torch.nn.Module, local
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
     """The model inside DDP or DeepSpeed. (``Accelerator.unwrap_model`` imports DeepSpeed wherever it is installed.)"""
     return getattr(model, "module", model)
+
+
+def has_parameters_in_parts(accelerator: Accelerator) -> bool:
+    """Whether each process has but a part of each parameter, as under ZeRO-3."""
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    return by_deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3
 
 
 def readable(model: torch.nn.Module) -> Any:

@@ -53,7 +53,8 @@ LOCK_NAME = ".lock"
 """In a ``.partial`` folder: locked by the process that is writing it."""
 
 ELSEWHERE = ("hub:", "https://", "http://")
-"""How inputs begin that are not on this machine; what they are called tells their commit or version."""
+"""How inputs begin that are not on this machine. A data set's name tells its commit or version; an
+encoder's does not, whose commit is among the facts of the manifest."""
 
 INPUT_MISSING = "would miss its input"
 """How ``--dry_run`` begins where an input is not there; the pipeline knows whether an earlier stage makes it."""

@@ -141,7 +141,7 @@ def load_weights(model: nn.Module, weights: Path, prefix: str = "") -> None:
 
 
 def describe_encoder(model: PreTrainedModel, new_parameters: list[str]) -> dict[str, Any]:
-    """Kind and size of an encoder, for the manifest."""
+    """Kind and size of an encoder, and the commit of one of the Hub, for the manifest."""
     config = model.base_model.config
     return {
         "architecture": config.model_type,
@@ -151,4 +151,5 @@ def describe_encoder(model: PreTrainedModel, new_parameters: list[str]) -> dict[
         "vocabulary_size": config.vocab_size,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "new_parameters": new_parameters,
+        **({"commit": commit} if (commit := getattr(config, "_commit_hash", None)) else {}),
     }

@@ -5,7 +5,7 @@
 Each word is labelled at its first piece. Without a CRF the model is a stock ``…ForTokenClassification``; with one it is
 :class:`MSBForTokenClassification`, whose CRF runs over words, not pieces.
 
-Shapes: B tweets, T word pieces of the longest, L labels, H hidden size.
+Shapes: B tweets, T word pieces of the longest, L labels, H hidden size (of embeddings: theirs).
 """
 
 import inspect
@@ -73,10 +73,11 @@ class MSBForTokenClassification(PreTrainedModel):
         scheme = TagScheme(config.scheme, tuple(config.types))
         encoder_config = config.encoder_config()
         self.encoder = AutoModel.from_config(encoder_config, **without_pooler(encoder_config))
+        embedding_size = self.encoder.get_input_embeddings().embedding_dim  # ALBERT's, among others, are narrower
         if config.word_shapes:
-            self.shape_embeddings = nn.Embedding(config.word_shapes, encoder_config.hidden_size)
+            self.shape_embeddings = nn.Embedding(config.word_shapes, embedding_size)
         if config.image_gate:
-            self.image_gate = ImageGate(encoder_config.hidden_size)
+            self.image_gate = ImageGate(embedding_size)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(encoder_config.hidden_size, len(scheme.labels))
         self.crf = LinearChainCRF(
@@ -150,9 +151,9 @@ class ImageGate(nn.Module):
     is nearly open, whatever the words.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, embedding_size: int) -> None:
         super().__init__()
-        self.relevance = nn.Parameter(torch.empty(hidden_size, hidden_size))
+        self.relevance = nn.Parameter(torch.empty(embedding_size, embedding_size))
         self.openness = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 

@@ -213,6 +213,34 @@ def test_a_recognizer_is_trained_on_with_its_head(tmp_path, trained, named, head
     assert read_json(output / "scores.json")["test"]["conlleval"]["micro"]["f1"] > 0.9
 
 
+@pytest.mark.parametrize("head", ["crf", "softmax"])
+def test_dropout_is_that_before_the_head_too(tmp_path, encoder, head):
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    config = read_json(folder / "config.json") | {"classifier_dropout": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = ner.NERSettings(output=tmp_path, data=tmp_path, encoder=str(folder), head=head, dropout=0.3)
+    model, _ = ner.build_model(settings, TagScheme("BIO"))
+    assert model.dropout.p == 0.3
+
+
+@pytest.mark.parametrize("width", [32, 8])
+def test_shapes_and_gate_fit_embeddings_that_are_narrower_than_the_encoder(tmp_path, named, width):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.AlbertConfig(vocab_size=len(make_tokenizer()), embedding_size=width, **sizes)
+    folder = save(tmp_path / "albert", transformers.AlbertModel(config))
+    options = ("--input.word_shapes", "true", "--image_gate", "true", "--schedule.steps", "2")
+    assert run(tmp_path, folder, named, *options)[0] == 0
+
+
+@pytest.mark.parametrize("setting, compiled", [("auto", False), ("false", None)])
+def test_whether_it_is_compiled_is_decided_by_the_length_of_the_run(tmp_path, encoder, named, setting, compiled):
+    code, output = run(tmp_path, encoder, named, "--schedule.steps", "1", "--run.compile", setting)
+    assert code == 0
+    facts = read_json(output / "manifest.json")["facts"]
+    assert facts.get("compiled", {}).get("compiled") is compiled
+
+
 def test_an_encoder_with_one_segment_does_without_image_words(tmp_path, encoder, trained, named):
     one_segment = other_encoder(tmp_path, encoder, trained, "one segment")
     assert run(tmp_path, one_segment, named, "--image_words", "none", "--schedule.steps", "1")[0] == 0
@@ -226,6 +254,10 @@ def test_an_encoder_with_one_segment_does_without_image_words(tmp_path, encoder,
         (["--head", "lstm"], "head"),
         (["--haed", "crf"], "--haed"),
         (["--tweets_per_step", "few"], "tweets_per_step"),
+        (["--tweets_per_step", "0"], "tweets_per_step: 0 is not positive"),
+        (["--patience", "0"], "patience: 0 is not positive"),
+        (["--head_learning_rate", "-1"], "head_learning_rate: -1.0 is negative"),
+        (["--input.image_length", "-5"], "image_length (-5) is negative"),
     ],
 )
 def test_settings_that_are_refused(tmp_path, encoder, named, capsys, arguments, message):

@@ -48,6 +48,7 @@ def test_outside_training_it_is_the_plain_tagger(settings):
     tagger = regularised(stock(), **settings).eval()
     plain = PieceTagger(stock()).eval()
     torch.testing.assert_close(tagger(**make_batch()), plain(**make_batch()))
+    assert tagger.embedded == []  # nothing is kept for a gradient that is never asked for
 
 
 def test_r_drop_is_the_mean_loss_of_two_draws_and_how_far_apart_they_are(monkeypatch):
@@ -103,6 +104,13 @@ def test_compiled_adversarial_training_is_refused(tmp_path, encoder, named, caps
     arguments = ["--encoder", encoder, "--data", named, "--output", tmp_path / "out", "--image_words", "none"]
     assert ner.main([*map(str, arguments), "--run.compile", "true", "--regularisation.adversarial", "1"]) == 2
     assert "cannot be trained adversarially" in capsys.readouterr().err
+
+
+def test_under_zero_3_adversarial_training_is_refused(tmp_path, encoder, named, capsys, monkeypatch):
+    monkeypatch.setattr(ner, "has_parameters_in_parts", lambda accelerator: True)
+    arguments = ["--encoder", encoder, "--data", named, "--output", tmp_path / "out", "--image_words", "none"]
+    assert ner.main([*map(str, arguments), "--regularisation.adversarial", "1"]) == 2
+    assert "not under ZeRO-3" in capsys.readouterr().err
 
 
 class Given(nn.Module):
