@@ -132,9 +132,19 @@ class LinearChainCRF(nn.Module):
             nll_B = log_partition_B - self._score(scores, emissions_BWL, labels_BW, mask_BW)
             return torch.where(mask_BW[:, 0], nll_B, 0.0)
 
-    @torch.no_grad()
     def decode(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> list[list[int]]:
         """The most probable label ids of each sentence (Viterbi), as many as it has words."""
+        labels_BW = self.best_labels(emissions_BWL, mask_BW)
+        words_B = [labels_BW.shape[1]] * len(labels_BW) if mask_BW is None else mask_BW.bool().sum(dim=1).tolist()
+        return [row[:words] for row, words in zip(labels_BW.tolist(), words_B, strict=True)]
+
+    @torch.no_grad()
+    def best_labels(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> Tensor:
+        """The most probable label ids [B, W] of each sentence (Viterbi); 0 at padding.
+
+        ``torch.export`` takes it, for any number of sentences and as many words as in its example.
+        """
+        words = emissions_BWL.shape[1]
         with torch.autocast(emissions_BWL.device.type, enabled=False):
             emissions_BWL, mask_BW = self._prepare(emissions_BWL, mask_BW)
             start_L, transitions_PN, end_L = self.scores()
@@ -150,9 +160,8 @@ class LinearChainCRF(nn.Module):
             path, transitions_NP = [(best_BWL[:, 0] + end_L).argmax(dim=1)], transitions_PN.t().contiguous()
             for best_BP in best_BWL.unbind(1)[1:]:
                 path.append(transitions_NP[path[-1]].add_(best_BP).argmax(dim=1))
-            labels_BW = torch.stack(path, dim=1)
-        words_B = mask_BW.sum(dim=1)
-        return [row[:words][::-1] for row, words in zip(labels_BW.tolist(), words_B.tolist(), strict=True)]
+            labels_BW1 = _backwards(torch.stack(path, dim=1)[:, :, None], mask_BW)
+        return labels_BW1[:, :words, 0].masked_fill(~mask_BW[:, :words], 0)
 
     def marginals(self, emissions_BWL: Tensor, mask_BW: Tensor | None = None) -> Tensor:
         """Probability [B, W, L] of each label at each word, all others summed out; zeros at padding."""

@@ -247,6 +247,31 @@ def test_compiles_into_one_graph():
     torch.testing.assert_close(compiled(emissions_BWL, labels_BW, mask_BW), crf(emissions_BWL, labels_BW, mask_BW))
 
 
+class Decoding(torch.nn.Module):
+    def __init__(self, crf: LinearChainCRF) -> None:
+        super().__init__()
+        self.crf = crf
+
+    def forward(self, emissions_BWL: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
+        return self.crf.best_labels(emissions_BWL, mask_BW)
+
+
+def test_decoding_is_exported_for_any_number_of_sentences(tmp_path):
+    decoding = Decoding(make_crf(SCHEMES[1]))
+    emissions_BWL, _, mask_BW = make_batch([4, 2])
+    number = {0: torch.export.Dim("sentences", max=512)}
+    program = torch.export.export(decoding, (emissions_BWL, mask_BW), dynamic_shapes=(number, number))
+    torch.export.save(program, tmp_path / "crf.pt2")
+    shipped = torch.export.load(tmp_path / "crf.pt2").module()
+    emissions_BWL, _, mask_BW = make_batch([4, 0, 3, 1, 2])
+    labels_BW = shipped(emissions_BWL, mask_BW)
+    assert torch.equal(labels_BW, decoding(emissions_BWL, mask_BW))
+    assert [row[:n].tolist() for row, n in zip(labels_BW, [4, 0, 3, 1, 2], strict=True)] == decoding.crf.decode(
+        emissions_BWL, mask_BW
+    )
+    assert (labels_BW[~mask_BW] == 0).all()
+
+
 def test_wrong_arguments_are_refused():
     crf = make_crf()
     emissions_BWL, labels_BW, mask_BW = make_batch([3, 2])

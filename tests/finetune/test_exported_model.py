@@ -48,6 +48,22 @@ print(type(model).__module__)
 '''
 
 
+def test_a_model_is_exported_for_any_batch(trained, tokenizer):
+    """By ``torch.export``, with a number of tweets and of pieces that are other than its example's."""
+    model = MSBForTokenClassification.from_pretrained(trained("crf", "BIO")).eval()
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    example, other = (
+        dict(tokenizer(texts, ["sea, court"] * len(texts), return_tensors="pt", padding=True))
+        for texts in (["maria at the oslo bay", "saw"], ["a", "lee met the friend in paris with smith", "today"])
+    )
+    dynamic = {0: torch.export.Dim("tweets", max=512), 1: torch.export.Dim("pieces", min=2, max=96)}
+    inputs = {name: example[name] for name in names}
+    program = torch.export.export(model, (), inputs, dynamic_shapes=dict.fromkeys(names, dynamic))
+    with torch.no_grad():
+        logits = program.module()(**{name: other[name] for name in names}).logits
+        torch.testing.assert_close(logits, model(**{name: other[name] for name in names}).logits)
+
+
 def test_a_folder_with_a_crf_loads_elsewhere_with_its_own_code(trained, tmp_path, tokenizer):
     folder = trained("crf", "BIO")
     inputs = dict(tokenizer(["maria at the oslo bay"], ["sea, court"], return_tensors="pt"))
