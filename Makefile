@@ -39,4 +39,4 @@ faults: $(INSTALLED)
 	$(BIN)/python tests/faults/kill_points.py
 
 clean:
-	rm -rf runs .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf runs/demo .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -77,6 +77,7 @@ def average(settings: AverageSettings, stage: Stage) -> None:
     stage.facts |= {
         "encoder": encoder,
         "system": msb_system(encoder["layers"], encoder["hidden_size"], head),
+        "head": head,
         "averaged": len(settings.recognizers),
         "reads_image_words": recognizer.reads_image_words,
     }

@@ -62,6 +62,14 @@ def checkpoints_newest_first(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob(f"{PREFIX}*") if p.is_dir()), reverse=True)
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Give a damaged checkpoint another name, so that it counts as none, and return its new place."""
+    aside = checkpoint.with_name(f"damaged-{checkpoint.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(checkpoint, aside)
+    return aside
+
+
 def keep_newest(folder: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what crashes left half-written."""
     for path in checkpoints_newest_first(folder)[keep:]:

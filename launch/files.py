@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,22 @@ def sha256_of_tree(path: Path, leave_out: frozenset[str] = frozenset()) -> str:
     if path.is_file():
         return sha256_of_file(path)
     digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()):
+    for file in sorted(files_below(path)):
         relative = file.relative_to(path)
         if relative.parts[0] in leave_out or any(part.startswith(".") for part in relative.parts):
             continue
-        digest.update(f"{relative.as_posix()}\0{sha256_of_file(file)}\n".encode())
+        name = os.fsencode(relative.as_posix())  # which need not be UTF-8
+        digest.update(name + f"\0{sha256_of_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files in a folder and its sub-folders, those included that are symbolic links, each of which is gone into once."""
+    been_in: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        been_in.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(place, name)) not in been_in]
+        yield from (path for name in files if (path := Path(place, name)).is_file())
 
 
 def sync_to_disk(path: Path) -> None:

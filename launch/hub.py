@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -160,7 +161,7 @@ def _command_to_push_again(
     if private != (repository_type == "dataset"):  # not what the command does by itself
         options.append("--private" if private else "--public")
     kind = "model" if repository_type == "model" else "data set"
-    command = " ".join(["python -m launch.hub", str(folder), repo_id, *options])
+    command = shlex.join(["python", "-m", "launch.hub", str(folder), repo_id, *options])
     return f"The finished {kind} lies in {folder}; push it again with: {command}"
 
 

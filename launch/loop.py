@@ -99,9 +99,11 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        for name in ("learning_rate", "weight_decay", "maximum_gradient_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"optimizer.{name}: {getattr(self, name)} is negative")
+        for name in ("learning_rate", "weight_decay", "maximum_gradient_norm", "epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"optimizer.{name}: {getattr(self, name)} is negative, or no finite number")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas: {list(self.betas)} are not both at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class RunSettings:
     compile: Literal["auto"] | bool = False
     """`torch.compile` the model: half a minute at the start, then faster steps. `auto`: where the run is long enough."""
     micro_batch: int = field(default=32, metadata=NOT_IDENTITY)
-    """Rows that go through the model at once on one process; accumulation follows from it and the global batch."""
+    """Rows that go through the model at once on one process; accumulation follows from it and the global batch. The loss is
+    the same whatever it is, but dropout draws other masks."""
     checkpoint_steps: int = field(default=500, metadata=NOT_IDENTITY)
     """Optimizer steps between checkpoints."""
     keep_checkpoints: int = field(default=2, metadata=NOT_IDENTITY)
@@ -331,7 +334,8 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     plain_optimizer = optimizer.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    position = resume(stage, accelerator, model, plain_optimizer, folder)
+    computed = {"precision": precision_of(run), "compiled": run.compile}
+    position = resume(stage, accelerator, model, plain_optimizer, folder, computed)
     clock = Clock(position.seconds)
     plan = task.plan(position.epoch)
     batches_ahead = BatchesAhead(task, micro_batch or run.micro_batch, accelerator)
@@ -418,7 +422,7 @@ def train(
             or position.evaluated_at_step == position.step
         ):
             position.seconds = clock.seconds()
-            save(accelerator, model, plain_optimizer, position, folder, run.keep_checkpoints)
+            save(accelerator, model, plain_optimizer, position, computed, folder, run.keep_checkpoints)
         if asked_to_stop and not position.finished:
             raise stopped(stage, position)
 
@@ -456,8 +460,12 @@ def resume(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     folder: Path,
+    computed: dict[str, Any],
 ) -> Position:
-    """Go back to the newest whole checkpoint, or to the start; a damaged one is passed over with a warning."""
+    """Go back to the newest whole checkpoint, or to the start; damaged ones are set aside with a warning.
+
+    ``computed`` says how this start computes: a warning tells where the checkpoint was computed otherwise.
+    """
     choice: list[Any] = [None]
     if accelerator.is_main_process:
         for candidate in checkpoints.checkpoints_newest_first(folder):
@@ -465,7 +473,8 @@ def resume(
             if problem is None:
                 choice = [candidate]
                 break
-            stage.warn(f"checkpoint {candidate.name} is passed over: {problem}")
+            aside = checkpoints.set_aside(candidate)
+            stage.warn(f"checkpoint {candidate.name} is passed over: {problem}. It lies in {aside} now")
     if accelerator.num_processes > 1:
         broadcast_object_list(choice)
     newest: Path | None = choice[0]
@@ -477,6 +486,12 @@ def resume(
                 f"{newest} was written by {state['written_by']}, and {kind_of_training(accelerator)} cannot read it. "
                 "Start the stage as before, or begin anew with --resume never."
             )
+        if changed := {name: was for name, was in state.get("computed", {}).items() if was != computed[name]}:
+            was, now = (", ".join(f"{name} {values[name]}" for name in changed) for values in (changed, computed))
+            stage.warn(
+                f"computed until now with {was}, on this machine with {now}: not bit for bit what either would be"
+            )
+            stage.facts["computed_otherwise_until_step"] = {"step": state["position"]["step"], **changed}
         position = Position(**state["position"])
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             model.load_checkpoint(str(newest / "deepspeed"), tag=DEEPSPEED_TAG)
@@ -666,6 +681,7 @@ def save(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     position: Position,
+    computed: dict[str, Any],
     folder: Path,
     keep: int,
 ) -> None:
@@ -675,7 +691,7 @@ def save(
             f"the weights are not finite after step {position.step} (epoch {position.epoch}). {last_good(folder)}. "
             "Try a lower learning rate or fp32."
         )
-    state = {"written_by": kind_of_training(accelerator), "position": asdict(position)}
+    state = {"written_by": kind_of_training(accelerator), "computed": computed, "position": asdict(position)}
     with told_where_it_fails(folder, f"the checkpoint of step {position.step}"):
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             temporary = folder / f".{checkpoints.PREFIX}{position.step:08d}.partial"
@@ -705,15 +721,18 @@ def write_weights(accelerator: Accelerator, model: torch.nn.Module, path: Path) 
 
 
 @contextmanager
-def told_where_it_fails(folder: Path, what: str) -> Iterator[None]:
-    """Context that writes into ``folder``; a TrainingError, and nothing half-written, where that cannot be done."""
+def told_where_it_fails(folder: Path, what: str, checkpoints_folder: Path | None = None) -> Iterator[None]:
+    """Context that writes into ``folder``; a TrainingError, and nothing half-written, where that cannot be done.
+
+    It names the last checkpoint of ``checkpoints_folder``, if that is another.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         checkpoints.remove_half_written(folder)
         reason = error.strerror if isinstance(error, OSError) else error
         raise TrainingError(
-            f"{folder}: {what} cannot be written ({reason}). {last_good(folder)}. "
+            f"{folder}: {what} cannot be written ({reason}). {last_good(checkpoints_folder or folder)}. "
             "Make room, or make the folder writable; then the same command goes on."
         ) from None
 

@@ -12,7 +12,6 @@ from launch.scrub import redact, scrub
 ENCODER_STAGES = ("finetune/ner", "finetune/distill", "finetune/average")
 WORD_STAGES = ("finetune/word_ner", "finetune/word_distill")
 """What trains recognizers, on encoders and on word vectors."""
-MLM_STAGE = "pretrain/mlm"
 CONVENTIONS = {
     "conlleval": "as the CoNLL-2003 script counts: an I- tag that follows nothing of its type begins an entity",
     "strict": "a valid tag sequence is required: an entity begins with B-, an orphan I- tag is no entity",
@@ -59,12 +58,12 @@ def render_model_card(
         name=name,
         model=repo_id or "PATH_OR_REPOSITORY",
         model_class=next((key for key in auto_map if key.startswith("AutoModel")), default_class),
-        needs_code=bool(auto_map) or settings.get("head") == "crf",
+        needs_code=bool(auto_map) or _head(manifest) == "crf",
         is_ner=is_ner,
         word_system=_word_system(manifest),
         settings=settings,
         word_shapes=(config or {}).get("word_shapes") or (settings.get("input") or {}).get("word_shapes"),
-        head=settings.get("head", "softmax"),
+        head=_head(manifest),
         base=base_model(chain),
         chain=chain,
         trainings=[stage for stage in chain if stage.trains],
@@ -93,6 +92,12 @@ def base_model(chain: list[ChainStage]) -> str | None:
     return None
 
 
+def _head(manifest: dict[str, Any]) -> str:
+    """What decides the labels: a setting, or of an average a fact."""
+    facts, settings = manifest.get("facts") or {}, manifest.get("settings") or {}
+    return settings.get("head") or facts.get("head") or "softmax"
+
+
 def _word_system(manifest: dict[str, Any]) -> str | None:
     """The name of a system on word vectors; None for what has an encoder."""
     return manifest["facts"]["system"] if manifest["stage"] in WORD_STAGES else None
@@ -108,7 +113,7 @@ def _tags(manifest: dict[str, Any], is_ner: bool) -> list[str]:
     tags = ["social-media", "tweets", "word-vectors" if _word_system(manifest) else "bert"]
     if is_ner:
         tags = ["named-entity-recognition", *tags]
-        tags += ["crf"] if (manifest.get("settings") or {}).get("head") == "crf" or _word_system(manifest) else []
+        tags += ["crf"] if _head(manifest) == "crf" or _word_system(manifest) else []
         tags += ["multimodal"] if _image_words(manifest) != "none" else []
     return tags
 

@@ -41,7 +41,7 @@ from launch.files import write_text_whole
 from launch.interruption import REQUEUE_EXIT_CODE, Interrupted, stopping_when_asked
 from launch.recipe import PROJECT, Recipe, RecipeStage, plain_text, read_recipe
 from launch.running import Command, duration, run_stages, say
-from launch.stage import INPUT_MISSING, MANIFEST_NAME
+from launch.stage import CANNOT_WRITE, INPUT_MISSING, MANIFEST_NAME
 
 DEFAULT_CONFIG = PROJECT / "accelerate_config.yaml"
 RECIPE_NAME = "recipe.yaml"
@@ -124,7 +124,9 @@ def flags(settings: dict[str, Any], prefix: str = "--") -> list[str]:
         if isinstance(value, dict) and value:
             arguments += flags(value, prefix=f"{prefix}{name}.")
             continue
-        text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else plain_text(value)
+        text = (
+            json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else plain_text(value)
+        )
         # A value that looks like a flag has to be joined to its own.
         arguments += [f"{prefix}{name}={text}"] if text.startswith("-") else [f"{prefix}{name}", text]
     return arguments
@@ -342,6 +344,11 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"pipeline: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        print(f"pipeline: error: {error.filename}: cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # between two stages; while one runs it is passed on
         print("pipeline: interrupted", file=sys.stderr)
         return 130
@@ -362,9 +369,7 @@ def _main(arguments: argparse.Namespace) -> int:
         width = max(map(len, verdicts))
         for name, verdict in verdicts.items():
             say(f"{name:{width}}  {verdict}")
-        return (
-            0 if all(verdict == "up to date" or verdict.startswith("would run") for verdict in verdicts.values()) else 2
-        )
+        return 0 if all(map(is_fine, verdicts.values())) else 2
 
     if arguments.commands:
         for stage in ready(stages, output, arguments.overwrite):

@@ -153,8 +153,14 @@ def read_recipe(
     return recipe
 
 
+_PLACES = ("data_root", "encoder")
+"""What a recipe may say at its top that placeholders stand for."""
+
+
 def _read_entries(path: Path, begun_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A recipe as it is written, and its stages behind those of the recipe that it begins with."""
+    """A recipe as it is written, and its stages behind those of the recipe that it begins with, whose `data_root` and
+    `encoder` hold where it has none of its own.
+    """
     if path in begun_by:
         raise InputError(f"{path}: begins with itself, by way of {', '.join(map(str, begun_by[1:])) or 'no other'}.")
     content = _load(path)
@@ -170,7 +176,9 @@ def _read_entries(path: Path, begun_by: tuple[Path, ...] = ()) -> tuple[dict[str
         return content, entries
     if not isinstance(first, str) or not first or Path(first).name != first:
         raise InputError(f"{path}: `begins_with` must be the name of a recipe beside it, not {first!r}.")
-    return content, _read_entries(path.with_name(first), (*begun_by, path))[1] + entries
+    begun, begun_entries = _read_entries(path.with_name(first), (*begun_by, path))
+    inherited = {key: begun[key] for key in _PLACES if begun.get(key) is not None}
+    return inherited | content, begun_entries + entries
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -221,9 +229,15 @@ def _check_keys(value: Any, keys: dict[str, bool], where: str) -> None:
             raise InputError(f"{where}: the key {key!r} is missing.")
 
 
+RESERVED_NAMES = frozenset({"recipe.yaml", "report.html", "report_errors"})
+"""What the pipeline itself puts beside the stages' folders; and, with ``--jobs``, a stage's ``.log``."""
+
+
 def _checked_name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.endswith(".partial"):
         raise InputError(f"{where}: the name {name!r} must be letters, digits and `_.-`: it names a folder.")
+    if name in RESERVED_NAMES or name.endswith(".log"):
+        raise InputError(f"{where}: the pipeline itself writes a {name!r}. Choose another name.")
     return name
 
 
@@ -365,6 +379,11 @@ def _spread(
         settings.update({key: value for key, value in values.items() if key not in used})
         for override in overrides:
             if override.stage == name != entry["name"]:
+                if override.setting in values:
+                    raise InputError(
+                        f"--set {override.text}: {name} is named by its {override.setting}. "
+                        f"--set {entry['name']}.{override.setting}=[…] says which there shall be."
+                    )
                 settings = _with_setting(settings, override.setting.split("."), override)
         settings = {key: _with_all(value, members, f"{where}: {key}") for key, value in settings.items()}
         settings = {key: _fill(value, _filler(known, path), f"{where}: {key}") for key, value in settings.items()}

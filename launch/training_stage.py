@@ -123,7 +123,7 @@ def export(
     ``save_tokenizer`` writes what makes the model's inputs into the folder.
     """
     if accelerator.is_main_process:
-        with told_where_it_fails(stage.folder, "the trained model"):
+        with told_where_it_fails(stage.folder, "the trained model", stage.folder / "checkpoints"):
             model.save_pretrained(stage.folder)
             save_tokenizer(stage.folder)
         if (stage.folder / "checkpoints").is_dir():

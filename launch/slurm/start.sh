@@ -22,8 +22,9 @@ OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export MASTER_ADDR MASTER_PORT WORLD_SIZE OMP_NUM_THREADS
 
 # --wait: where a process has ended and others hang, they are ended after half an hour; the first may still be publishing.
+# --kill-on-bad-exit=0: code 75 of the first to stop is none for which the others, whatever the cluster does by default, are killed.
 # shellcheck disable=SC2016 # each task expands its own variables
-srun --wait=1800 --cpus-per-task="$OMP_NUM_THREADS" \
+srun --wait=1800 --kill-on-bad-exit=0 --cpus-per-task="$OMP_NUM_THREADS" \
     bash -c 'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID; exec python "$@"' stage "$@" &
 processes=$!
 trap 'signalled=true; kill -TERM "$processes" 2>/dev/null' TERM

@@ -24,6 +24,7 @@ from launch.loop import (
     OptimizerSettings,
     Position,
     RunSettings,
+    last_good,
     make_accelerator,
     make_optimizer,
     micro_batches,
@@ -269,6 +270,31 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, harm, 
     told = [record.message for record in caplog.records]
     assert any(f"checkpoint {newest.name} is passed over: " in message for message in told), told
     assert any(f"resumed at step {int(before.name[5:])} from" in message for message in told), told
+
+
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(tmp_path):
+    """Else the next one would be removed for it as soon as it is written."""
+    stage, options = make_stage(tmp_path / "run"), {"epochs": 3, "checkpoint_steps": 2, "keep_checkpoints": 2}
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, Task(interrupt_at=STEPS_PER_EPOCH + 1), **options)
+    folder = stage.folder / "checkpoints"
+    newest, before = checkpoints.checkpoints_newest_first(folder)
+    (newest / "model.safetensors").unlink()
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, Task(interrupt_at=1), **options)
+    assert checkpoints.checkpoints_newest_first(folder) == [before]
+    assert (folder / f"damaged-{newest.name}").is_dir()
+    assert last_good(folder) == f"Last good checkpoint: {before}"
+
+
+def test_a_change_in_how_it_computes_is_told(tmp_path, caplog, monkeypatch):
+    stage = make_stage(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        run(stage, Task(interrupt_at=STEPS_PER_EPOCH + 1))
+    monkeypatch.setattr("launch.loop.precision_of", lambda run: "bf16")  # another machine: its `auto` is another
+    run(stage)
+    assert "computed until now with precision fp32, on this machine with precision bf16" in caplog.text
+    assert stage.facts["computed_otherwise_until_step"] == {"step": STEPS_PER_EPOCH, "precision": "fp32"}
 
 
 def test_with_all_checkpoints_damaged_it_starts_over(tmp_path):
@@ -546,6 +572,8 @@ def test_bf16_autocast_trains_and_keeps_fp32_weights(tmp_path, new_accelerator):
         ("--run.checkpoint_steps=0", "run.checkpoint_steps: 0 is not positive"),
         ("--run.keep_checkpoints=0", "run.keep_checkpoints: 0 is not positive"),
         ("--optimizer.learning_rate=-1", "optimizer.learning_rate: -1.0 is negative"),
+        ("--optimizer.learning_rate=.nan", "optimizer.learning_rate: nan is negative, or no finite number"),
+        ("--optimizer.betas=[1.5, 0.9]", "optimizer.betas: [1.5, 0.9] are not both at least 0 and below 1"),
     ],
 )
 def test_settings_without_a_meaning_are_refused_by_name(argument, problem, capsys):

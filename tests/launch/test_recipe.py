@@ -293,6 +293,8 @@ def test_a_recipe_begins_with_the_stages_of_another(write, tmp_path):
     assert recipe.name == "try"
     assert settings(recipe) == {"corpus": {"input": "tweets", "seed": 3}, "ner": {"data": "out/corpus"}}
     assert settings(read_recipe(tmp_path / "first.yaml")) == {"corpus": {"input": "its own"}}
+    without = write([{"name": "ner", "settings": {"data": "{stages.corpus}"}}], begins_with="first.yaml")
+    assert settings(read_recipe(without))["corpus"] == {"input": "its own"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,9 @@ if __name__ == "__main__":
 class Command:
     """A stage file in a folder of its own, with the text it reads."""
 
-    def __init__(self, folder: Path, options: str) -> None:
-        self.script = folder / "tools" / "copy_lines.py"
-        self.script.parent.mkdir()
+    def __init__(self, folder: Path, options: str, name: str = "copy_lines.py") -> None:
+        self.script = folder / "tools" / name
+        self.script.parent.mkdir(exist_ok=True)
         self.script.write_text(STAGE.replace("OPTIONS", options))
         self.text, self.output = folder / "text.txt", folder / "out" / "copied"
         self.partial = folder / "out" / "copied.partial"
@@ -239,6 +240,85 @@ def test_never_replaces_what_no_stage_made(copy, output):
     assert precious.read_text() == "years of work"
 
 
+@pytest.mark.parametrize("what", ["a folder of somebody's", "a file", "another stage's work"])
+def test_what_lies_where_it_would_work_is_not_removed(copy, trainer_of_another_name, what):
+    copy.partial.parent.mkdir(exist_ok=True)
+    precious = copy.partial
+    if what == "another stage's work":
+        assert trainer_of_another_name(output=copy.output, fault="kill").returncode == -signal.SIGKILL
+        precious, told = copy.partial / "part", "it was made by stage tools/other_lines, not tools/copy_lines"
+    elif what == "a file":
+        precious.write_text("years of work")
+        told = "is a file, where the stage would work"
+    else:
+        precious.mkdir()
+        precious = precious / "thesis.tex"
+        precious.write_text("years of work")
+        told = "no stage left it there"
+    before = precious.read_text()
+    refused = copy()
+    assert refused.returncode == 2 and told in refused.stderr and "Traceback" not in refused.stderr
+    assert precious.read_text() == before
+
+
+@pytest.fixture
+def trainer_of_another_name(copy, tmp_path):
+    command = Command(tmp_path, "keeps_partial=True", "other_lines.py")
+    command.script.with_name("copy_lines.py").write_text(STAGE.replace("OPTIONS", "keeps_partial=False"))
+    return command
+
+
+def test_an_output_that_cannot_be_put_in_its_place_is_refused_before_the_work(copy, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for settings, told in (
+        ({"output": tmp_path / "link"}, "is a symbolic link"),
+        ({"output": "."}, "names no folder"),
+        ({"output": folder / "out", "input": folder}, "lies within the input `text`"),
+        ({"output": tmp_path, "input": folder}, "lies within the input `text`"),
+    ):
+        refused = copy(**settings)
+        assert refused.returncode == 2 and told in refused.stderr, refused.stderr
+    assert (tmp_path / "link").is_symlink() and not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("name", ["copied.replaced/output", "copied"])
+def test_a_run_that_is_cut_off_as_it_replaces_its_output_leaves_no_half_one(copy, name):
+    assert copy().returncode == 0
+    replacing = {"overwrite": "true", "filter__shortest": 4}
+    cut_off_at_renaming(copy, name, done=True, **replacing)
+    if copy.output.exists():  # the new one, whole
+        assert (copy.output / "copy.txt").read_text() == "three\n"
+    done = copy(**replacing)
+    assert done.returncode == 0 and (copy.output / "copy.txt").read_text() == "three\n"
+    assert {path.name for path in copy.output.parent.iterdir()} <= {"copied", ".copied.replaced"}
+
+
+def test_a_setting_that_is_called_as_an_input_is_one_all_the_same():
+    """Of what is equal to an input's path, only what may be a path is left out of what decides the artefact."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Settings(stage.StageSettings):
+        encoder: Path
+        head: str
+
+    plans = [
+        stage.Stage("s", Settings(output=Path("o"), encoder=Path("crf"), head=head), {"encoder": entry}).plan
+        for head in ("crf", "softmax")
+        for entry in [{"path": "crf", "sha256": "1"}]
+    ]
+    assert plans[0]["settings"] == {"head": "crf"} and plans[1]["settings"] == {"head": "softmax"}
+
+
+def test_the_time_of_a_training_is_that_of_all_its_starts():
+    made = stage.Stage("s", stage.StageSettings(output=Path("o")), {})
+    assert made.seconds() < 60
+    made.facts["training"] = {"seconds": 3600.5}
+    assert made.seconds() == 3600.5
+
+
 def test_an_empty_folder_may_be_given(copy):
     copy.output.mkdir(parents=True)
     assert copy().returncode == 0
@@ -320,7 +400,7 @@ def test_a_training_stage_starts_over_when_told(trainer, settings):
     assert done.returncode == 0 and "went on" not in done.stderr
 
 
-def cut_off_at_renaming(command: Command, name: str, done: bool = False) -> None:
+def cut_off_at_renaming(command: Command, name: str, done: bool = False, **settings) -> None:
     """Run the command until it gives a file or folder that name, which is ``done`` before the end or not."""
     code = (
         "import os, runpy, sys\n"
@@ -331,7 +411,9 @@ def cut_off_at_renaming(command: Command, name: str, done: bool = False) -> None
         "os.replace, sys.argv = replace, sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    cut = subprocess.run([sys.executable, "-c", code, *command.arguments()[1:]], capture_output=True, text=True)
+    cut = subprocess.run(
+        [sys.executable, "-c", code, *command.arguments(**settings)[1:]], capture_output=True, text=True
+    )
     assert cut.returncode == 9, cut.stderr
 
 
