@@ -26,6 +26,7 @@ from data_prep.layout import CORPUS_FEATURES, REJECTED, DatasetWriter
 from data_prep.post_frame import TextSettings, iterate_posts, read_frame, use_runner, with_text_work
 from data_prep.repeats import BLOCK_POSTS, SIGNATURE_HASHES, NearRepeats, WordSets, bands_of
 from data_prep.sources.files import files_passed_over, post_files
+from data_prep.urls import remove_urls
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
@@ -144,6 +145,7 @@ class Decisions:
     def __init__(self, settings: CleanSettings) -> None:
         self.settings = settings
         self.excluded = Excluded(settings.excluded_folders, settings.exclude_similarity)
+        self.masks = settings.mask_sensitive or settings.mentions != "keep"
         self._seen: set[int] = set()
         self._near = NearRepeats(settings.near_duplicates) if settings.near_duplicates else None
         self._posts_of_author: Counter[str] = Counter()
@@ -159,6 +161,8 @@ class Decisions:
         reasons = block["reason"].to_pylist()
         keys = block["key"].to_pylist()
         ids, texts = (block[name].to_pylist() if self.excluded.ids else None for name in ("id", "clean"))
+        # What is to be kept out has its names and numbers still.
+        unmasked = block["text"].to_pylist() if texts and self.masks else None
         authors = block["author_id"].to_pylist() if self.settings.posts_per_author else None
         near = (
             self._near.look_up(*_words_and_bands(block), block["reason"].is_null().to_numpy(False))
@@ -171,6 +175,8 @@ class Decisions:
             if self.settings.drop_duplicates and key in self._seen:
                 reasons[row] = DUPLICATE
             elif texts and (reason := self.excluded.reason(ids[row], texts[row])):
+                reasons[row] = reason
+            elif unmasked and (reason := self.excluded.reason(ids[row], remove_urls(unmasked[row]))):
                 reasons[row] = reason
             elif authors and self._has_enough(authors[row]):
                 reasons[row] = AUTHOR_HAS_ENOUGH.format(self.settings.posts_per_author)

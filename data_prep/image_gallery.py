@@ -61,10 +61,11 @@ def _pictures(dataset: Path, images: Path | None) -> Iterator[dict[str, Any]]:
         for row, found in zip(iterate_rows(dataset, split, columns), row_images, strict=False):
             thumbnail = _thumbnail(survey, [image.sha256 for image in found if image.sha256])
             if row["image_words"] and thumbnail:
+                scores = row["image_word_scores"] or [None] * len(row["image_words"])  # captions have none
                 yield {
                     "thumbnail": thumbnail,
                     "text": row["text"] if "text" in row else " ".join(row["source_tokens"]),
-                    "words": list(zip(row["image_words"], row["image_word_scores"], strict=True)),
+                    "words": list(zip(row["image_words"], scores, strict=True)),
                 }
 
 

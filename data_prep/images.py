@@ -29,6 +29,7 @@ NOT_AN_IMAGE = "not an image"
 TRUNCATED = "truncated"
 UNDECODABLE = "it cannot be decoded"
 NO_FILE = "no such file"
+UNREADABLE = "it cannot be read"
 
 _WHITE = (255, 255, 255)
 _ORIENTATIONS = {
@@ -89,17 +90,20 @@ def image_file(folder: Path, image_id: str) -> Path:
     """The file of an image in a folder of files named by image id. Raises :class:`ImageProblem` where there is none."""
     if not _SAFE_ID.fullmatch(image_id):
         raise ImageProblem("the id cannot be a file name")
-    for suffix in SUFFIXES:
+    for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES)):
         if (path := folder / f"{image_id}{suffix}").is_file():
             return path
     raise ImageProblem(NO_FILE)
 
 
 def read_image_file(path: Path) -> bytes:
-    """The bytes of a file. Raises :class:`ImageProblem` where it is too large."""
-    if path.stat().st_size > MAXIMUM_BYTES:
-        raise ImageProblem(too_many_bytes(MAXIMUM_BYTES))
-    return path.read_bytes()
+    """The bytes of a file. Raises :class:`ImageProblem` where it is too large, or cannot be read."""
+    try:
+        if path.stat().st_size > MAXIMUM_BYTES:
+            raise ImageProblem(too_many_bytes(MAXIMUM_BYTES))
+        return path.read_bytes()
+    except OSError:
+        raise ImageProblem(UNREADABLE) from None
 
 
 def read_image(folder: Path, image_id: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -258,6 +258,9 @@ def read_ids(folder: Path, split: str, places: Sequence[int]) -> list[str]:
 def shard_files(folder: Path, split: str) -> list[Path]:
     """The Parquet files of a split in their order; InputError where some are missing."""
     shards = sorted((folder / "data").glob(f"{split}-?????-of-?????.parquet"))
+    if not shards and (others := splits_of(folder)):
+        problem = f"has no split {split!r}; it has {', '.join(others)}"
+        raise InputError.at(folder, None, problem, "Give a data set with it, or make this one again with such a split.")
     counts = {_SHARD_NAME.fullmatch(shard.name)[3] for shard in shards}
     if len(counts) != 1 or len(shards) != int(next(iter(counts))):
         found = ", ".join(shard.name for shard in shards)

@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.excluded import Excluded, ExcludeSettings
 from data_prep.layout import PAIRS_FEATURES, DatasetWriter
+from data_prep.posts import storable
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
 from launch.settings import NOT_IDENTITY
@@ -95,6 +96,8 @@ def _check(path: Path, line: int, tweet: Any) -> str:
     words = tweet.get("image_words") if isinstance(tweet, dict) else None
     if not all(isinstance(text, str) for text in texts) or not isinstance(words, list):
         raise InputError.at(path, line, "not a tweet with image words", _FORMAT)
+    if any(text != storable(text) for text in (*texts, *words) if isinstance(text, str)):
+        raise InputError.at(path, line, "half of a pair of surrogates, such as an emoji that was cut", "Mend the text.")
     if not all(isinstance(word, str) and word.strip() for word in words):
         raise InputError.at(path, line, "image words that are no words", _FORMAT)
     if tweet.get("split") not in SPLITS:

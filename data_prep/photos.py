@@ -27,7 +27,15 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from data_prep.images import MAXIMUM_BYTES, NOT_AN_IMAGE, TRUNCATED, ImageProblem, check_image, too_many_bytes
+from data_prep.images import (
+    MAXIMUM_BYTES,
+    NOT_AN_IMAGE,
+    TRUNCATED,
+    UNREADABLE,
+    ImageProblem,
+    check_image,
+    too_many_bytes,
+)
 from data_prep.posts import PostImage
 from data_prep.sources.waiting import Backoff
 from launch.files import sync_to_disk
@@ -42,7 +50,6 @@ NOT_A_WEB_ADDRESS = "not a web address"
 TOO_MANY_REDIRECTS = "too many redirects"
 LOCAL_NOT_ALLOWED = "local files are not allowed"
 NO_SUCH_FILE = "no such file"
-UNREADABLE = "it cannot be read"
 
 REQUEST_HEADERS = {"User-Agent": "msb-ner", "Accept": "image/*", "Accept-Encoding": "identity"}
 MAXIMUM_REDIRECTS = 5

@@ -70,6 +70,9 @@ def iterate_texts(
             with pq.ParquetFile(shard) as file:
                 for row, batch in read_batches(file, list(wanted), first_row):
                     values = batch[column].to_pylist()
+                    if batch[column].null_count:
+                        place = row + values.index(None)
+                        raise InputError.at(shard, None, f"row {place} has no {column}", "Leave such rows out.")
                     yield TextBatch(
                         split,
                         values if column == "text" else [" ".join(tokens) for tokens in values],
@@ -101,6 +104,8 @@ def batches_of_texts(
     split: str, values: Sequence[str | None], validation_share: float, next_place: Place
 ) -> Iterator[TextBatch]:
     """The texts among some values, of which ``validation_share``, picked by their hash, go to `validation` instead."""
+    if other := next((value for value in values if not isinstance(value, str | None)), None):
+        raise InputError(f"{split}: its text column holds no texts but {type(other).__name__}s. Name another column.")
     texts = [text for text in values if text and not text.isspace()]
     kept, cut = _cut(texts, validation_share) if validation_share else (texts, [])
     if cut:

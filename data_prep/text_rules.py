@@ -30,11 +30,18 @@ _PLAIN_URL = (
     rf"([\"{_SPACE}]|$)"
 )
 
-_MENTION = r"(^|[^A-Za-z0-9_@/])@[A-Za-z0-9_]{1,30}"
+# X's names; Bluesky's, which are domains; Mastodon's, with the server.
+_NAME = r"(?:[A-Za-z0-9_]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+|[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+){2,}|[A-Za-z0-9_]{1,30})"
+_MENTION = rf"(^|[^A-Za-z0-9_@/])@{_NAME}"
 _RETWEET = rf"^[{_SPACE}]*RT[{_SPACE}]+@[A-Za-z0-9_]{{1,30}}[{_SPACE}]?:"
 _EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"
 # Three groups of digits or more, as people write numbers to call: not a year, a score, a price or a post's id.
-_PHONE = r"(^|[^\w#@/.,+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])(?:\d{3,4}[ .-]){1,2}\d{3,4}([^\w/]|$)"
+_MAY_HOLD_PHONE = r"\d{3}[\s.-]\d{3}"
+_PHONE = re.compile(
+    r"(?<![\w#@/.,+-])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,4}\)[ .-]?|\d{2,4}[ .-])(?:\d{3,4}[ .-]){1,2}?\d{3,4}"
+    r"(?!\w)(?![ .-]\d{3,4}(?![ .-]?\d|\w))",  # what follows is no group of its own, but it may be another number
+    re.ASCII,
+)
 EMAIL_MASK, PHONE_MASK, MENTION_MASK = "[email]", "[phone]", "@user"
 
 
@@ -73,7 +80,11 @@ def with_mentions(texts: pa.Array, instead: str) -> pa.Array:
 def with_sensitive_masked(texts: pa.Array) -> pa.Array:
     """The texts with e-mail addresses and phone numbers masked."""
     texts = pc.replace_substring_regex(texts, _EMAIL, EMAIL_MASK)
-    return pc.replace_substring_regex(texts, _PHONE, rf"\1{PHONE_MASK}\2")
+    may_hold = pc.match_substring_regex(texts, _MAY_HOLD_PHONE)
+    if not pc.any(may_hold).as_py():
+        return texts
+    masked = [_PHONE.sub(PHONE_MASK, text) for text in texts.filter(may_hold).to_pylist()]
+    return pc.replace_with_mask(texts, may_hold, pa.array(masked, pa.string()))
 
 
 def have_words(texts: pa.Array, count: int) -> pa.Array:

@@ -35,7 +35,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from tqdm import tqdm
 
 from launch.errors import InputError
-from launch.files import sha256_of_tree, sync_to_disk, write_json_whole, write_text_whole
+from launch.files import files_below, sha256_of_tree, sync_to_disk, write_json_whole, write_text_whole
 from launch.interruption import REQUEUE_EXIT_CODE, REQUEUE_MARK, Interrupted
 from launch.settings import NOT_IDENTITY, defaults_of, identity_of, parse_settings, to_plain, to_yaml
 
@@ -591,6 +591,8 @@ def _finish(stage: Stage, describe: Callable[[Path], None] | None) -> None:
     write_json_whole(stage.folder / MANIFEST_NAME, stage.manifest())
     if describe:
         describe(stage.folder)
+    for path in files_below(stage.folder):  # else, after a power cut, a manifest may speak of files that are empty
+        sync_to_disk(path)
     # Renamed at once, removed at leisure: at no time there is half an output, nor a finished one that was meant to go.
     replaced = settings.output.with_name(f".{settings.output.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -49,9 +49,9 @@ class Cutter:
         self._alone = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._alone.no_padding()
         self._alone.no_truncation()
-        self._alone.encode_special_tokens = tokenizer.split_special_tokens
+        self._alone.encode_special_tokens = True  # a post that holds [SEP] holds characters and a word, no separator
         self._parts = Tokenizer.from_str(self._alone.to_str())  # of pairs: cut here, since one depends on the other
-        self._parts.encode_special_tokens = tokenizer.split_special_tokens
+        self._parts.encode_special_tokens = True
         self._alone.enable_truncation(maximum_length, direction=tokenizer.truncation_side)
         self.token_type = np.dtype(np.uint16 if self._alone.get_vocab_size() <= 1 << 16 else np.uint32)
 

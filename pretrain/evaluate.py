@@ -17,7 +17,14 @@ from launch.precision import RoundedOnce
 from launch.pretrained import check_vocabulary, load_tokenizer
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage, StageSettings, run_stage
-from pretrain.mlm import MaskedLanguageModelling, MLMSettings, inputs_of, tokenized
+from pretrain.mlm import (
+    MaskedLanguageModelling,
+    MLMSettings,
+    check_encoder,
+    check_segments,
+    inputs_of,
+    tokenized,
+)
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 
 LOSS_NAME = "loss.json"
@@ -44,6 +51,11 @@ class EvaluateSettings(StageSettings):
     token_cache: Path | None = field(default=None, metadata=NOT_IDENTITY)
     """Folder where tokenized texts are kept for later runs; null is `$MSB_CACHE`, else `~/.cache/msb-ner`."""
 
+    def __post_init__(self) -> None:
+        """Refuse a rate that masks nothing, or all."""
+        if not 0 < self.masking_rate < 1:
+            raise ValueError(f"masking_rate: {self.masking_rate} is not in (0, 1)")
+
 
 def main(argv: list[str] | None = None) -> int:
     """The stage as a command."""
@@ -66,8 +78,12 @@ def evaluate(settings: EvaluateSettings, stage: Stage) -> None:
         tokens_per_step=max(8192, settings.row_length),
         run=run,
     )
-    store = tokenized(as_trained, stage, tokenizer, (settings.split,))[settings.split]
-    model = RoundedOnce(PackedMaskedLanguageModel(stock), type_of(run)).to(accelerator.device).eval()
+    packed = PackedMaskedLanguageModel(stock)
+    check_encoder(as_trained, packed, tokenizer)
+    stores = tokenized(as_trained, stage, tokenizer, (settings.split,))
+    check_segments(as_trained, stock.config, stores)
+    store = stores[settings.split]
+    model = RoundedOnce(packed, type_of(run)).to(accelerator.device).eval()
     task = MaskedLanguageModelling(as_trained, store, store, tokenizer, accelerator.num_processes)
     with torch.no_grad():
         metrics = task.evaluate(model, accelerator)

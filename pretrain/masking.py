@@ -1,7 +1,8 @@
 """Dynamic masking for the masked language model, as a pure function of (seed, epoch, sample, position) and the row.
 
 Of each row a fixed share of tokens is chosen, as in the original implementation of BERT (Devlin et al. 2019, section
-3.1): so every batch has the same number of them, and the model's output layer the same shape. Of the chosen, 80 % become
+3.1): so every batch has the same number of them, and the model's output layer the same shape. (Whole words take that share up
+as far as they fit: the one on its border is left out, so that longer words are masked less often.) Of the chosen, 80 % become
 ``[MASK]``, 10 % a random token, 10 % stay. A token's draws come from a counter-based hash, and a row's texts from (seed,
 epoch), so neither worker nor process changes them, and whole arrays are masked at once.
 """

@@ -137,16 +137,8 @@ def pretrain(settings: MLMSettings, stage: Stage) -> None:
     tokenizer = load_tokenizer(settings.encoder)
     stock, new_parameters = load_masked_language_model(settings.encoder, settings.dropout)
     check_vocabulary(settings.encoder, stock, tokenizer)
-    if tokenizer.mask_token_id is None:
-        raise InputError(
-            f"{settings.encoder}: its tokenizer has no mask token. Give an encoder that was made with one."
-        )
     packed = PackedMaskedLanguageModel(stock)
-    if settings.row_length > packed.maximum_length:
-        raise InputError(
-            f"{settings.encoder}: reads {packed.maximum_length} tokens at the most. "
-            f"Lower --row_length ({settings.row_length})."
-        )
+    check_encoder(settings, packed, tokenizer)
     stage.facts["encoder"] = describe_encoder(stock, new_parameters)
     if new_parameters:
         stage.log(f"new parameters, not in {settings.encoder}: {', '.join(new_parameters)}")
@@ -245,6 +237,19 @@ def tokenized(
     return stores
 
 
+def check_encoder(settings: MLMSettings, packed: PackedMaskedLanguageModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """InputError for an encoder that cannot be masked, or reads less than a row."""
+    if tokenizer.mask_token_id is None:
+        raise InputError(
+            f"{settings.encoder}: its tokenizer has no mask token. Give an encoder that was made with one."
+        )
+    if settings.row_length > packed.maximum_length:
+        raise InputError(
+            f"{settings.encoder}: reads {packed.maximum_length} tokens at the most. "
+            f"Lower --row_length ({settings.row_length})."
+        )
+
+
 def check_segments(settings: MLMSettings, config: PreTrainedConfig, stores: dict[str, TokenStore]) -> None:
     """Refuse image words for an encoder that has no token type for them."""
     if any(store.text_lengths is not None for store in stores.values()) and getattr(config, "type_vocab_size", 1) < 2:
@@ -315,7 +320,13 @@ class MaskedLanguageModelling:
                 )
                 loss += counts * float(model(**to_device(batch, accelerator.device)))
                 weight += counts * float(batch["weight"])
-        mean = sum_over_processes(accelerator, loss) / max(sum_over_processes(accelerator, weight), 1.0)
+        total = sum_over_processes(accelerator, weight)
+        if not total:
+            raise InputError(
+                "no token is masked in what the loss is taken of: no row has a word short enough for its share "
+                f"(--masking_rate {settings.masking_rate}, --row_length {settings.row_length}). Give more texts."
+            )
+        mean = sum_over_processes(accelerator, loss) / total
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
 

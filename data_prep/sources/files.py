@@ -20,6 +20,7 @@ from data_prep.sources.live import CrawlSettings
 from data_prep.sources.members import BROKEN, ENDINGS, Ending, Member, members_of
 from data_prep.sources.tables import PostColumns, read_csv, read_parquet, read_tsv
 from launch.errors import InputError
+from launch.files import files_below
 from launch.settings import NOT_IDENTITY
 from launch.stage import MANIFEST_NAME
 
@@ -173,8 +174,8 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _visible_files(folder: Path) -> list[Path]:
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    is_hidden = lambda file: any(part.startswith(".") for part in file.relative_to(folder).parts)  # noqa: E731
+    return sorted(file for file in files_below(folder) if not is_hidden(file))
 
 
 def _name_in(folder: Path | None, file: Path) -> str:

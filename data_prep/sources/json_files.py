@@ -24,7 +24,6 @@ V1_KEYS = frozenset("full_text id_str retweeted_status extended_tweet".split())
 V2_KEYS = frozenset(
     "edit_history_tweet_ids referenced_tweets note_tweet attachments conversation_id public_metrics".split()
 )
-PAGE_KEYS = frozenset("data includes errors meta".split())
 
 UNREADABLE = (ValueError, RecursionError, ArithmeticError)
 """What `json.loads` raises; ArithmeticError is for exponents too large for a Decimal."""
@@ -61,7 +60,7 @@ def posts_of_value(value: Any, text: str, place: str, source: str) -> list[Post]
     """
     if not isinstance(value, dict):
         return [Post(place, storable(text), source=source, problem=NOT_A_POST)]
-    if "text" not in value and not PAGE_KEYS.isdisjoint(value):
+    if _is_page(value):
         posts = posts_of_v2(value)
         if not posts and "data" not in value and "meta" not in value:  # a stream's message that it has an error
             posts = [Post(place, storable(text), source="x", problem=NOT_A_POST)]
@@ -78,6 +77,17 @@ def posts_of_value(value: Any, text: str, place: str, source: str) -> list[Post]
         replace(post, id=place) if post.id.startswith(UNKNOWN_ID) else post
         for post, place in zip(posts, places, strict=True)
     ]
+
+
+def _is_page(value: dict[str, Any]) -> bool:
+    """Whether an object is a page of X's API v2, to which what stored it may have added keys of its own."""
+    meta = value.get("meta")
+    return "text" not in value and (
+        isinstance(value.get("data"), list | dict)
+        or isinstance(value.get("includes"), dict)
+        or isinstance(value.get("errors"), list)
+        or (isinstance(meta, dict) and "result_count" in meta)
+    )
 
 
 def _is_stream_message(value: dict[str, Any]) -> bool:

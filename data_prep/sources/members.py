@@ -24,9 +24,10 @@ ENDINGS = ", ".join(f".{kind}" for kind in KINDS) + ", each but Parquet also .gz
 
 BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 64 << 20
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """Bytes of a line, or of a JSON value, that are held in memory at most."""
 
-BROKEN = (OSError, EOFError, tarfile.TarError, pa.ArrowException)
+BROKEN = (OSError, EOFError, OverflowError, UnicodeDecodeError, tarfile.TarError, pa.ArrowException)
 """What reading a broken file raises."""
 
 _ENDING = re.compile(
@@ -71,8 +72,10 @@ class Member:
         return InputError.at(f"{self.path}{inside}", line, problem, remedy)
 
     def blocks(self) -> Iterator[bytes]:
-        """The content, in blocks of up to `BLOCK_BYTES`, without a byte-order mark."""
+        """The content, in blocks of up to `BLOCK_BYTES`, without a byte-order mark. InputError where that is UTF-16's."""
         block = self.stream.read(BLOCK_BYTES).removeprefix(b"\xef\xbb\xbf")
+        if block.startswith(UTF_16_MARKS):
+            raise self.error(1, "UTF-16, by its first two bytes", "Save it as UTF-8.")
         while block:
             yield block
             block = self.stream.read(BLOCK_BYTES)

@@ -16,6 +16,10 @@ ROUNDED_ID = "id rounded to a float"
 _EXACT_BELOW = 2**53  # whole numbers up to here have a double each
 
 
+NO_LANGUAGES = frozenset("und zxx art qam qct qht qme qst".split())
+"""X's codes for texts of no language or an unknown one: only mentions, only hashtags, only media, too short …"""
+
+
 def post_of_fields(fields: Mapping[str, object], place: str, source: str) -> Post:
     """The post with the given `text`, `id`, `lang`, `created_at`, `author_id`, `images` and `source`, as far as there.
 
@@ -76,8 +80,9 @@ def is_rounded(value: object) -> bool:
 
 
 def lang_of(value: object) -> str | None:
-    """A language code in lower case; None if there is none."""
-    return storable(value).lower() or None if isinstance(value, str) else None
+    """A language code in lower case, such as `en` or `en-gb`; None if there is none, or one of :data:`NO_LANGUAGES`."""
+    code = storable(value).lower().replace("_", "-") if isinstance(value, str) else ""
+    return code if code and code not in NO_LANGUAGES else None
 
 
 def moment_of(value: object) -> datetime | None:

@@ -25,9 +25,6 @@ STREAM_MESSAGES = (
 )
 """What a v1.1 stream holds beside tweets (developer.x.com, "Streaming message types")."""
 
-NO_LANGUAGES = frozenset("und zxx art qam qct qht qme qst".split())
-"""X's codes for texts of no language or an unknown one: only mentions, only hashtags, only media, too short …"""
-
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 """What reading a tweet raises that is not built as the API builds it. A dump may hold anything in any place."""
 
@@ -108,11 +105,10 @@ def _post_of_v2(tweet: Any, users: Mapping, tweets: Mapping, media: Mapping, sou
 
 def _post(tweet: dict[str, Any], own_id: object, text: str, problem: str | None, **fields: Any) -> Post:
     """What the two versions have in common."""
-    lang = lang_of(tweet.get("lang"))
     return finished_post(
         text,
         id=id_of(own_id) or _unknown_id(_as_text(tweet)),
-        lang=None if lang in NO_LANGUAGES else lang,
+        lang=lang_of(tweet.get("lang")),
         created_at=moment_of(tweet.get("created_at")),
         problem=problem or (ROUNDED_ID if is_rounded(own_id) else None),
         **fields,

@@ -151,6 +151,16 @@ def test_excluded_data_sets(source, tmp_path):
     assert manifest(output)["facts"]["excluded_matches"][2:4] == [["a:4", "test:1", 0.833], ["a:5", "test:1", 0.8]]
     assert sorted(manifest(output)["inputs"]) == ["exclude_0", "exclude_1", "posts"]
 
+    # Names and numbers that are masked in the corpus are those of the excluded texts all the same.
+    write_dataset(tmp_path / "names", {"test": [ner("n", "@jay @kim @bob see you in Oslo")]}, NER_FEATURES, "Tweets")
+    (source / "a.txt").write_text("@jay @kim @bob see you in Oslo http://t.co/abc\nsee you in my own town\n")
+    for mentions in ("keep", "replace", "remove"):
+        masked = tmp_path / mentions
+        options = ("--exclude", tmp_path / "names", "--mentions", mentions)
+        assert run(source, masked, *ALL_TO_TRAIN, *options) == 0
+        assert {post_id: reason for post_id, (_, reason) in rejected(masked).items()} == {"a:1": EXCLUDED}
+    (source / "a.txt").write_text("\n".join(posts))
+
     strict = tmp_path / "strict"  # one folder, without brackets
     assert run(source, strict, *ALL_TO_TRAIN, "--exclude", tmp_path / "corpus", "--exclude_similarity", 1) == 0
     assert list(rejected(strict)) == ["a:6"]

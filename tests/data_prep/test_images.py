@@ -11,7 +11,7 @@ import PIL.ImageOps
 import pytest
 
 from data_prep import images
-from data_prep.images import ImageProblem, check_image, open_rgb, read_image
+from data_prep.images import ImageProblem, check_image, image_file, open_rgb, read_image
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -73,6 +73,11 @@ def test_bytes_stay_as_they_are(folder, file_format, name):
 def test_ids_cannot_leave_the_folder(folder, image_id):
     (folder.parent / "secret.jpg").write_bytes(encoded("JPEG"))
     assert read_image(folder, image_id) == (None, "the id cannot be a file name")
+
+
+def test_endings_in_capitals(folder):
+    (folder / "9.JPG").write_bytes(b"picture")
+    assert image_file(folder, "9").name == "9.JPG"
 
 
 def test_missing(folder):

@@ -9,7 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import layout
-from data_prep.layout import CORPUS_FEATURES, NER_FEATURES, DatasetWriter, ner_row, read_corpus, read_ner, write_dataset
+from data_prep.layout import (
+    CORPUS_FEATURES,
+    NER_FEATURES,
+    DatasetWriter,
+    ner_row,
+    read_corpus,
+    read_ner,
+    shard_files,
+    write_dataset,
+)
 from launch.errors import InputError
 
 
@@ -131,6 +140,12 @@ def test_wrong_folders_and_columns_are_named(tmp_path):
     file.write_bytes(b"not parquet")
     with pytest.raises(InputError, match="not a Parquet file"):
         read_corpus(tmp_path / "x", "train")
+
+
+def test_a_split_that_is_not_there_is_told_of_with_those_that_are(tmp_path):
+    write_dataset(tmp_path, {"train": [{"id": "1", "text": "a"}]}, CORPUS_FEATURES, "Posts")
+    with pytest.raises(InputError, match="has no split 'validation'; it has train"):
+        shard_files(tmp_path, "validation")
 
 
 def test_card_counts_rows(tmp_path):

@@ -65,6 +65,28 @@ def test_what_is_not_sensitive_stays(text):
     assert text_rules.with_sensitive_masked(pa.array([text])).to_pylist() == [text]
 
 
+@pytest.mark.parametrize(
+    "text, masked",
+    [
+        ("call 555-123-4567 555-987-6543 now", "call [phone] [phone] now"),
+        ("555-123-4567\n555-987-6543", "[phone]\n[phone]"),
+        ("(555) 123-4567 (555) 987-6543", "[phone] [phone]"),
+        ("0171 123 456 789 today", "[phone] today"),
+        ("555-123-4567/8", "[phone]/8"),
+    ],
+)
+def test_phone_numbers_side_by_side(text, masked):
+    assert text_rules.with_sensitive_masked(pa.array([text])).to_pylist() == [masked]
+
+
+def test_mentions_of_other_platforms():
+    texts = pa.array(
+        ["@jay.bsky.social hi", "by @some-one.example.org.", "@ann@mastodon.social: hi", "hi @ann.Nice one"]
+    )
+    replaced = ["@user hi", "by @user.", "@user: hi", "hi @user.Nice one"]
+    assert text_rules.with_mentions(texts, "@user").to_pylist() == replaced
+
+
 def test_mentions_side_by_side():
     array = pa.array(["@a@b @c_d: x@y @e"])
     assert text_rules.with_mentions(array, "@user").to_pylist() == ["@user@b @user: x@y @user"]

@@ -81,6 +81,13 @@ def test_real_tweets_are_tokenized_as_a_recognizer_reads_them(shared_data, tmp_p
     assert len(store) > 2000 and rows_of(store) == [(one.pieces, one.text_length) for one in expected]
 
 
+def test_a_post_that_holds_special_tokens_holds_words():
+    tokenizer = make_tokenizer()
+    cut = Cutter(tokenizer, 32).cut(["ba [SEP] ce [MASK] di"])
+    special = {tokenizer.sep_token_id, tokenizer.mask_token_id}
+    assert [place for place, token in enumerate(cut.tokens.tolist()) if token in special] == [len(cut.tokens) - 1]
+
+
 def test_without_image_words_the_store_is_that_of_the_texts(tmp_path):
     texts, left = make_texts(30), copy.deepcopy(TOKENIZER)
     left.truncation_side = "left"

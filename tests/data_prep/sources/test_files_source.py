@@ -294,6 +294,36 @@ def test_a_quote_that_is_never_closed_costs_a_bounded_part(tmp_path):
     assert sum(post.text.count("post") for post in posts) == 30_000
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl"])
+def test_utf_16_is_refused_by_name(tmp_path, name, encoding):
+    mark = b"" if encoding == "utf-16" else b"\xfe\xff"
+    path = write(tmp_path / name, mark + "id,text\n1,hello\n".encode(encoding))
+    with pytest.raises(InputError, match=f"{name}.*UTF-16.*Save it as UTF-8"):
+        read(path)
+
+
+def test_objects_that_are_no_page_are_counted(tmp_path):
+    values = [{"id": 1, "content": "hello", "meta": {"a": 1}}, {"id": 2, "title": "x", "data": None}]
+    posts = read(write(tmp_path / "a.jsonl", lines(*values)))
+    assert [post.problem for post in posts] == [NOT_A_POST] * 2
+
+
+def test_languages_of_tables(tmp_path):
+    codes = ["en_US", "und", "EN", "", "qme", "pt-BR"]
+    rows = "".join(f"{number},hello,{code}\n" for number, code in enumerate(codes))
+    posts = read(write(tmp_path / "a.csv", "id,text,lang\n" + rows))
+    assert [post.lang for post in posts] == ["en-us", None, "en", None, None, "pt-br"]
+
+
+def test_linked_folders_are_read(tmp_path):
+    write(tmp_path / "elsewhere" / "b.txt", "second\n")
+    write(tmp_path / "dumps" / "a.txt", "first\n")
+    (tmp_path / "dumps" / "2017").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "dumps")  # is gone into once
+    assert sorted(post.text for post in read(tmp_path / "dumps")) == ["first", "second"]
+
+
 def test_tsv(tmp_path):
     content = 'id\ttext\n1\t"Hello" he said\n2\t"quoted ""whole"""\n3\t"open\n4\ta\tb\n\n5\tfine'
     assert brief(read(write(tmp_path / "a.tsv", content))) == [
