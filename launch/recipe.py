@@ -142,7 +142,8 @@ def read_recipe(
         parsed.append(_parse_override(text, entries))
         entries = [_with_override(entry, parsed[-1]) for entry in entries]
 
-    _check_that_read([entries, content.get("encoder")], entries, path, {"data_root": data_root, "encoder": encoder})
+    if encoder is not None:
+        _check_that_read(entries, path, encoder)
     known = _top_level_values(content, path, data_root, encoder)
     members = {entry["name"]: [*map(_namer(entry), _combinations(entry))] for entry in entries}
     stages = [stage for entry in entries for stage in _spread(entry, path, known, parsed, members)]
@@ -275,19 +276,13 @@ def _top_level_values(
     return known
 
 
-def _check_that_read(readers: list[Any], entries: list[dict[str, Any]], path: Path, given: dict[str, Any]) -> None:
-    """Refuse an option whose placeholder no stage has: what was meant by it would not come to pass."""
-    read = set(_placeholders(readers))
-    for key, value in given.items():
-        if value is not None and key not in read:
-            settings = [
-                f"{entry['name']}.{setting}"
-                for entry in entries
-                for setting in {**(entry.get("settings") or {}), **(entry.get("for_each") or {})}
-                if setting == key
-            ]
-            remedy = f" Its stages have settings of that name: --set {settings[0]}=…" if settings else ""
-            raise InputError(f"{path}: no stage reads {{{key}}}, so that --{key} {value} would do nothing.{remedy}")
+def _check_that_read(entries: list[dict[str, Any]], path: Path, encoder: str) -> None:
+    """Refuse an encoder that no stage has a place for: it would be trained from another."""
+    if "encoder" in set(_placeholders(entries)):
+        return
+    named = next((entry["name"] for entry in entries if "encoder" in (entry.get("settings") or {})), None)
+    remedy = f" Give --set {named}.encoder={encoder}, or that of another stage." if named else ""
+    raise InputError(f"{path}: no stage reads {{encoder}}, so that --encoder {encoder} would do nothing.{remedy}")
 
 
 def _filler(known: dict[str, str | None], path: Path) -> Callable[[str], str | None]:

@@ -248,11 +248,12 @@ def run_stage(
     try:
         if not several_processes:
             _check_alone([f"{_stage_name(module)}.py", *subcommand.split(), *(sys.argv[1:] if argv is None else argv)])
-        _check_place(settings.output, inputs(settings))
+        read = inputs(settings)  # once: it may ask a server
+        _check_place(settings.output, read)
         if settings.dry_run:
-            print(f"{name}: {_dry_run(name, settings, inputs(settings), keeps_partial, grows)}")
+            print(f"{name}: {_dry_run(name, settings, read, keeps_partial, grows)}")
             return 0
-        stage = Stage(name, settings, {key: describe_input(key, v) for key, v in inputs(settings).items() if v})
+        stage = Stage(name, settings, {key: describe_input(key, value) for key, value in read.items() if value})
         if before and stage.is_main_process:
             before(settings)
         is_up_to_date = _is_up_to_date(stage)

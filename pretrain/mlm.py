@@ -320,13 +320,13 @@ class MaskedLanguageModelling:
                 )
                 loss += counts * float(model(**to_device(batch, accelerator.device)))
                 weight += counts * float(batch["weight"])
-        total = sum_over_processes(accelerator, weight)
+        loss_sum, total = (sum_over_processes(accelerator, value) for value in (loss, weight))
         if not total:
             raise InputError(
                 "no token is masked in what the loss is taken of: no row has a word short enough for its share "
                 f"(--masking_rate {settings.masking_rate}, --row_length {settings.row_length}). Give more texts."
             )
-        mean = sum_over_processes(accelerator, loss) / total
+        mean = loss_sum / total
         return {"loss": mean, "perplexity": math.exp(min(mean, 700.0))}
 
 

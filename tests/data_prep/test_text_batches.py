@@ -84,7 +84,7 @@ def test_a_reading_begins_at_any_place(tmp_path):
 
 def test_texts_that_cannot_be_read_are_told_by_file(tmp_path):
     write_dataset(tmp_path / "c", {"train": corpus_rows(5000)}, CORPUS_FEATURES, "Posts")
-    with pytest.raises(InputError, match="shards of split 'test' are missing"):
+    with pytest.raises(InputError, match="has no split 'test'; it has train"):
         next(iterate_texts(tmp_path / "c", ["train", "test"]))
     (file,) = (tmp_path / "c" / "data").iterdir()
     content = file.read_bytes()

@@ -65,12 +65,13 @@ def test_the_encoder_may_be_made_by_a_stage(write):
     assert read_recipe(path, encoder="mine").stages[1].reads == ()
 
 
-def test_an_option_that_no_stage_reads_is_refused(write):
+def test_an_encoder_that_no_stage_reads_is_refused(write):
     path = write([{"name": "ner", "settings": {"encoder": "owner/model", "data": "tweets"}}])
-    with pytest.raises(InputError, match="no stage reads {encoder}, so that --encoder mine .* --set ner.encoder="):
+    with pytest.raises(InputError, match="no stage reads {encoder}, so that --encoder mine .* --set ner.encoder=mine"):
         read_recipe(path, encoder="mine")
-    with pytest.raises(InputError, match="no stage reads {data_root}, so that --data_root DATA would do nothing.$"):
-        read_recipe(path, data_root="DATA")
+    path = write([{"name": "corpus", "settings": {"input": "tweets"}}])
+    with pytest.raises(InputError, match="--encoder mine would do nothing.$"):
+        read_recipe(path, encoder="mine")
 
 
 def test_for_each_makes_every_combination(write):
