@@ -104,8 +104,8 @@ def batches_of_texts(
     split: str, values: Sequence[str | None], validation_share: float, next_place: Place
 ) -> Iterator[TextBatch]:
     """The texts among some values, of which ``validation_share``, picked by their hash, go to `validation` instead."""
-    if other := next((value for value in values if not isinstance(value, str | None)), None):
-        raise InputError(f"{split}: its text column holds no texts but {type(other).__name__}s. Name another column.")
+    if kinds := sorted({type(value).__name__ for value in values if not isinstance(value, str | None)}):
+        raise InputError(f"{split}: its text column holds no texts but {', '.join(kinds)}. Name another column.")
     texts = [text for text in values if text and not text.isspace()]
     kept, cut = _cut(texts, validation_share) if validation_share else (texts, [])
     if cut:

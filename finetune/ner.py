@@ -26,9 +26,9 @@ from launch.errors import InputError
 from launch.loop import OptimizerSettings, has_parameters_in_parts, make_accelerator
 from launch.paper_tables import msb_system
 from launch.pretrained import (
-    UNUSED_PARTS,
     check_vocabulary,
     encoder_input,
+    is_unused,
     load_config,
     load_pretrained,
     load_tokenizer,
@@ -209,9 +209,7 @@ def build_model(settings: MSBSettings, scheme: TagScheme) -> tuple[PreTrainedMod
         model.encoder.load_state_dict(encoder.state_dict())
         new += [name for name, _ in model.named_parameters() if not name.startswith("encoder.")]
     for name, parameter in model.named_parameters():
-        if any(
-            part in name for part in UNUSED_PARTS
-        ):  # of stock models that cannot do without; DDP waits for its gradient
+        if is_unused(name):  # stock models that cannot do without; DDP would wait for its gradient
             parameter.requires_grad_(False)
     model.config.msb_input = asdict(settings.input)
     model.config.msb_scheme = scheme.name

@@ -29,6 +29,11 @@ def encoder_input(encoder: str) -> Path | str:
     return Path(encoder) if is_folder else f"hub:{encoder}"  # `owner/name` at the most
 
 
+def is_unused(parameter: str) -> bool:
+    """Whether no system here reads the parameter of this name."""
+    return any(part in parameter for part in UNUSED_PARTS)
+
+
 def refuse_twice(names: list[str], setting: str) -> None:
     """InputError where one model is named twice, by whatever path: it would count twice."""
     places = [str(place.resolve()) if isinstance(place := encoder_input(name), Path) else place for name in names]
@@ -108,7 +113,7 @@ def load_pretrained(
     except (OSError, ValueError, SafetensorError) as error:
         raise _cannot_load("model", encoder, error) from None
     new = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
-    random = [name for name in new if not name.startswith(new_parts) and not any(part in name for part in UNUSED_PARTS)]
+    random = [name for name in new if not name.startswith(new_parts) and not is_unused(name)]
     if random:
         raise InputError(
             f"{encoder}: {len(random)} encoder parameters are not in its weights ({', '.join(random[:3])}, …), so they "

@@ -24,8 +24,9 @@ ENDINGS = ", ".join(f".{kind}" for kind in KINDS) + ", each but Parquet also .gz
 
 BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 64 << 20
-UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 """Bytes of a line, or of a JSON value, that are held in memory at most."""
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""What UTF-16 begins with."""
 
 BROKEN = (OSError, EOFError, OverflowError, UnicodeDecodeError, tarfile.TarError, pa.ArrowException)
 """What reading a broken file raises."""

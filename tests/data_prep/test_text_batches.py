@@ -6,7 +6,7 @@ import pytest
 
 from data_prep import layout, text_batches
 from data_prep.layout import CORPUS_FEATURES, NER_FEATURES, PAIRS_FEATURES, ner_row, read_texts, write_dataset
-from data_prep.text_batches import BEGIN, Place, iterate_texts
+from data_prep.text_batches import BEGIN, Place, batches_of_texts, iterate_texts
 from launch.errors import InputError
 
 
@@ -106,3 +106,9 @@ def test_texts_that_cannot_be_read_are_told_by_file(tmp_path):
     pq.write_table(pa.table({"id": ["a"]}), file)
     with pytest.raises(InputError, match="no column tokens"):
         list(iterate_texts(tmp_path / "c", ["train"], "tokens"))
+
+
+@pytest.mark.parametrize("value", [["a"], [], 0])
+def test_a_column_that_holds_no_texts_is_refused(value):
+    with pytest.raises(InputError, match=f"holds no texts but {type(value).__name__}"):
+        list(batches_of_texts("train", ["a", None, value], 0.0, BEGIN))
