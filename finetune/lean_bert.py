@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import BertModel, PreTrainedModel
 
 from finetune.dropout import drop_mask
+from finetune.fused_bert import FusedBert
 
 PARAMETERS_OF_A_LAYER = 12
 """Weight and bias of: queries; keys; values; the attention's output; the two linear layers behind it."""
@@ -38,6 +39,7 @@ class LeanBert:
 
     def __init__(self, bert: BertModel) -> None:
         self.bert = bert
+        self.fused = FusedBert.of(bert)
         self.unchanged_depth = 0
         self.kept_weights: list[Tensor] | None = None
 
@@ -68,6 +70,9 @@ class LeanBert:
         tweets, pieces, hidden = embedded_BTH.shape
         autocast = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if autocast else embedded_BTH.dtype
+        if self.fused is not None and self.fused.serves(dtype):
+            unchanged = self.unchanged_depth > 0
+            return self.fused(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW, unchanged)
         with torch.autocast("cpu", enabled=False):
             weights = list(in_groups(self.weights(dtype), WEIGHTS_OF_A_LAYER))
             masks = self.masks(tweets, pieces, first_piece_BW.shape[1], dtype)
@@ -158,6 +163,8 @@ class LeanBert:
             self.unchanged_depth -= 1
             if not self.unchanged_depth:
                 self.kept_weights = None
+                if self.fused is not None:
+                    self.fused.kept_panels = None
 
 
 def linear_modules(layer: nn.Module) -> tuple[nn.Module, ...]:

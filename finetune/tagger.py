@@ -34,6 +34,11 @@ class Tagger(nn.Module):
         """Scores [B, W, L], in fp32, of each label at each word."""
         raise NotImplementedError
 
+    @property
+    def computed_by(self) -> dict[str, str]:
+        """What the results depend on beside settings and data: a resumed run is told where it changed."""
+        return {}
+
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which no parameter changes, nor the type computed in; some taggers have less to do then."""
         return nullcontext()
@@ -83,6 +88,11 @@ class PieceTagger(Tagger):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         self.lean = LeanBert.of(model)
+
+    @property
+    def computed_by(self) -> dict[str, str]:
+        """Whose operations compute the layers on a processor."""
+        return {} if self.lean is None else {"layers": "torch" if self.lean.fused is None else "fused_bert.cpp"}
 
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which the weights are rounded once."""

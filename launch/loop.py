@@ -334,7 +334,7 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     plain_optimizer = optimizer.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    computed = {"precision": precision_of(run), "compiled": run.compile}
+    computed = {"precision": precision_of(run), "compiled": run.compile, **getattr(unwrapped(model), "computed_by", {})}
     position = resume(stage, accelerator, model, plain_optimizer, folder, computed)
     clock = Clock(position.seconds)
     plan = task.plan(position.epoch)
@@ -434,7 +434,7 @@ def train(
         "steps": position.step,
         "epochs": round(position.epochs(len(plan)), 3),
         "seconds": round(position.seconds, 1),
-        "precision": precision_of(run),
+        **computed,
         "distributed": accelerator.distributed_type.value,
         "processes": accelerator.num_processes,
         "threads_per_process": torch.get_num_threads(),

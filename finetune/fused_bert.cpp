@@ -1,0 +1,641 @@
+// BERT's layers, forward and backward, as two calls: what finetune/fused_bert.py loads, on processors with AVX512-BF16.
+//
+// A batch of tweets is so small that torch's operations start for longer than they run. Here the threads share the rows
+// of all tweets, without padding, and meet before and after the attention, which they share by tweets and heads.
+// Products are of bf16, added up in fp32. Activations are bf16; what is computed within a row (normalisation, softmax,
+// the residual's gradient) is fp32.
+//
+// What is computed depends on nothing but the inputs: not on the number of threads, nor on the other tweets.
+//
+// Names: pieces are the rows of all tweets, one behind another. Queries are the rows that a layer computes: all pieces,
+// in the last layer the words' first pieces. H hidden size, D size of a head, T padded length of a tweet.
+
+#include <omp.h>
+
+#include <vector>
+
+#include "fused_kernels.h"
+
+extern "C" struct Sizes {  // as in fused_bert.py
+    long tweets, pieces, words, hidden, heads, inner, layers, threads, training;
+    uint64_t seed;
+    float hidden_rate, attention_rate, epsilon;
+};
+
+extern "C" struct Inputs {  // as in fused_bert.py
+    const float* embedded_BTH;
+    const int64_t *attention_mask_BT, *token_type_ids_BT, *first_piece_BW;
+};
+
+namespace {
+
+enum EmbeddingParameter { N_W, N_B, PLACES, TYPES, OF_EMBEDDINGS };
+enum Parameter {
+    Q_W,
+    Q_B,
+    K_W,
+    K_B,
+    V_W,
+    V_B,
+    O_W,
+    O_B,
+    N1_W,
+    N1_B,
+    UP_W,
+    UP_B,
+    DOWN_W,
+    DOWN_B,
+    N2_W,
+    N2_B,
+    OF_A_LAYER
+};
+enum DropoutPlace { OF_SHARES, OF_ATTENDED, OF_CHANGED, IN_A_LAYER };  // after the one behind the embeddings
+
+// --- What is computed on ---
+
+// Hands out parts of a block of memory; from no block, it only counts.
+struct Memory {
+    char* start;
+    size_t used = 0;
+
+    template <class T>
+    T* take(long count) {
+        T* part = (T*)(start ? start + used : nullptr);
+        used += (count * sizeof(T) + 63) / 64 * 64;
+        return part;
+    }
+};
+
+// A layer's weights in panels.
+struct Panels {
+    pair *query, *key_value, *out, *up, *down;
+
+    Panels(const Sizes& s, pair* of_all_layers, long layer) {
+        const long square = s.hidden * s.hidden / 2, wide = s.hidden * s.inner / 2;
+        query = of_all_layers + layer * (4 * square + 2 * wide);
+        key_value = query + square;
+        out = key_value + 2 * square;
+        up = out + square;
+        down = up + wide;
+    }
+    static long count(const Sizes& s) { return s.layers * (2 * s.hidden * s.hidden + s.hidden * s.inner); }
+};
+
+// Where the tweets' rows are.
+struct Plan {
+    std::vector<long> piece_start, word_start;                       // of each tweet, and behind the last
+    std::vector<long> place_of_piece, piece_of_word, place_of_word;  // in the padded input; a row; in the output
+
+    // Whether the inputs can be.
+    bool make(const Sizes& s, const Inputs& in) {
+        piece_start = word_start = {0};
+        for (long tweet = 0; tweet < s.tweets; tweet++) {
+            const int64_t* mask = in.attention_mask_BT + tweet * s.pieces;
+            const long length = std::count(mask, mask + s.pieces, 1);
+            if (length == 0 || std::count(mask, mask + length, 1) != length) return false;
+            for (long t = 0; t < length; t++) place_of_piece.push_back(tweet * s.pieces + t);
+            for (long word = tweet * s.words; word < (tweet + 1) * s.words; word++)
+                if (const long piece = in.first_piece_BW[word]) {  // the first token, 0, stands at no word
+                    if (piece < 0 || piece >= length) return false;
+                    piece_of_word.push_back(piece_start[tweet] + piece);
+                    place_of_word.push_back(word);
+                }
+            piece_start.push_back(place_of_piece.size());
+            word_start.push_back(piece_of_word.size());
+        }
+        return true;
+    }
+};
+
+// What the forward pass leaves for the backward pass; without one, layers share it.
+struct Layer {
+    bf16 *x, *read;  // what keys and values are computed from, and queries
+    bf16 *query, *key_value, *context, *attended, *inner, *active, *normal1, *normal2;
+    float *shares, *deviation1, *deviation2;
+};
+
+struct Activations {
+    std::vector<Layer> layers;
+    bf16* normal;
+    float *deviation, *sums;
+
+    Activations(const Sizes& s, Memory& memory) {
+        const long pieces = s.tweets * s.pieces, words = s.tweets * s.words;
+        normal = memory.take<bf16>(pieces * s.hidden);
+        deviation = memory.take<float>(pieces);
+        sums = memory.take<float>(std::max(pieces, words) * s.hidden);
+        for (long l = 0; l < s.layers; l++) {
+            const bool last = l == s.layers - 1, first_of_its_kind = s.training || l == 0;
+            if (!first_of_its_kind && !last) {
+                layers.push_back(layers[0]);
+                continue;
+            }
+            const long queries = last ? words : pieces;
+            auto of = [&](long width) { return memory.take<bf16>(queries * width); };
+            Layer layer;
+            layer.x = first_of_its_kind ? memory.take<bf16>(pieces * s.hidden) : layers[0].x;
+            layer.read = last ? of(s.hidden) : layer.x;
+            layer.query = of(s.hidden);
+            layer.key_value = memory.take<bf16>(pieces * 2 * s.hidden);
+            layer.context = of(s.hidden);
+            layer.attended = of(s.hidden);
+            layer.inner = s.training ? of(s.inner) : nullptr;
+            layer.active = of(s.inner);
+            layer.normal1 = of(s.hidden);
+            layer.normal2 = of(s.hidden);
+            layer.shares = s.training ? memory.take<float>(queries * s.heads * padded(s.pieces)) : nullptr;
+            layer.deviation1 = memory.take<float>(queries);
+            layer.deviation2 = memory.take<float>(queries);
+            layers.push_back(layer);
+        }
+    }
+};
+
+// One thread's memory for the attention of one head in one tweet.
+struct Head {
+    pair *keys, *values, *queries, *gradients;
+    float *scores, *shares;
+    bf16 *of_scores, *of_shares, *transposed;
+
+    Head(const Sizes& s, Memory& memory) {
+        const long size = s.hidden / s.heads, length = padded(std::max(s.pieces, s.words));
+        for (pair** panels : {&keys, &values, &queries, &gradients}) *panels = memory.take<pair>(length * size / 2);
+        for (float** square : {&scores, &shares}) *square = memory.take<float>(length * length);
+        for (bf16** square : {&of_scores, &of_shares, &transposed}) *square = memory.take<bf16>(length * length);
+    }
+};
+
+std::vector<Head> heads_of_threads(const Sizes& s, Memory& memory) {
+    std::vector<Head> heads;
+    for (long thread = 0; thread < s.threads; thread++) heads.emplace_back(s, memory);
+    return heads;
+}
+
+// Gradients of what a layer computed, until those of its weights are.
+struct Gradients {
+    float *of_pieces, *of_words;  // [pieces, H] of what a layer reads; [words, H] of what the last one gives
+    bf16 *of_query, *of_key_value, *of_context, *of_attended, *of_inner, *of_changed, *of_norm1, *of_norm2;
+    pair *panels, *blocks;  // the operands of a weight's gradient
+
+    Gradients(const Sizes& s, Memory& memory) {
+        const long pieces = s.tweets * s.pieces, words = s.tweets * s.words, rows = std::max(pieces, words);
+        of_pieces = memory.take<float>(pieces * s.hidden);
+        of_words = memory.take<float>(words * s.hidden);
+        for (bf16** part : {&of_query, &of_context, &of_attended, &of_changed, &of_norm1, &of_norm2})
+            *part = memory.take<bf16>(rows * s.hidden);
+        of_key_value = memory.take<bf16>(pieces * 2 * s.hidden);
+        of_inner = memory.take<bf16>(rows * s.inner);
+        for (pair** operand : {&panels, &blocks})
+            *operand = memory.take<pair>((rows + 1) / 2 * std::max(s.hidden, s.inner));
+    }
+};
+
+// What all threads of a pass know.
+struct Pass {
+    const Sizes& s;
+    const Plan& plan;
+    const Inputs& in;
+    const float* const* parameters;
+    const Activations& activations;
+
+    const float* const* of_layer(long l) const { return parameters + OF_EMBEDDINGS + l * OF_A_LAYER; }
+    Norm norm(const float* weight, const float* bias) const { return {weight, bias, s.epsilon}; }
+    Dropout of_embeddings() const { return {s.seed, 0, s.hidden_rate}; }
+    Dropout of_place(long l, DropoutPlace place) const {
+        return {s.seed, 1 + l * IN_A_LAYER + place, place == OF_SHARES ? s.attention_rate : s.hidden_rate};
+    }
+    bool is_last(long l) const { return l == s.layers - 1; }
+    const std::vector<long>& query_start(long l) const { return is_last(l) ? plan.word_start : plan.piece_start; }
+    Range of_rows(long rows, long thread) const { return share_of(rows, BLOCK_ROWS, thread, s.threads); }
+    Range pieces(long thread) const { return of_rows(plan.piece_start.back(), thread); }
+    Range queries(long l, long thread) const { return of_rows(query_start(l).back(), thread); }
+    Range heads(long thread) const { return share_of(s.tweets * s.heads, 1, thread, s.threads); }
+};
+
+// One head in one tweet.
+struct HeadOfTweet {
+    long piece, pieces, query, queries;       // its rows
+    long column, size;                        // its columns
+    long width, pairs, query_pairs, element;  // T; halves of the rows; the number of its first share of attention
+    float scale;
+
+    HeadOfTweet(const Pass& p, long l, long number) {
+        const long tweet = number / p.s.heads, head = number % p.s.heads;
+        const std::vector<long>& query_start = p.query_start(l);
+        piece = p.plan.piece_start[tweet];
+        pieces = p.plan.piece_start[tweet + 1] - piece;
+        query = query_start[tweet];
+        queries = query_start[tweet + 1] - query;
+        size = p.s.hidden / p.s.heads;
+        column = head * size;
+        width = padded(pieces);
+        pairs = (pieces + 1) / 2;
+        query_pairs = (queries + 1) / 2;
+        element = (query * p.s.heads + head * queries) * padded(p.s.pieces);
+        scale = 1 / std::sqrt((float)size);
+    }
+};
+
+// --- The forward pass ---
+
+void embed(const Pass& p, long thread) {
+    const long hidden = p.s.hidden;
+    const Norm norm = p.norm(p.parameters[N_W], p.parameters[N_B]);
+    const Dropout dropout = p.of_embeddings();
+    const Range rows = p.pieces(thread);
+    for (long row = rows.first; row < rows.last; row++) {
+        const long place = p.plan.place_of_piece[row];
+        const float* embedded = p.in.embedded_BTH + place * hidden;
+        const float* of_place = p.parameters[PLACES] + place % p.s.pieces * hidden;
+        const float* of_type = p.parameters[TYPES] + p.in.token_type_ids_BT[place] * hidden;
+        float* sum = p.activations.sums + row * hidden;
+        for (long h = 0; h < hidden; h += LANES)
+            store(sum + h, load(embedded + h) + load(of_type + h) + load(of_place + h));
+        bf16* x = p.activations.layers[0].x + row * hidden;
+        p.activations.deviation[row] = normalise(sum, hidden, norm, p.activations.normal + row * hidden,
+                                                 [&](long h, __m512 y) { store(x + h, dropout(y, row * hidden + h)); });
+    }
+}
+
+// The shares of the pieces for each query, from scores [queries, T]; and what dropout leaves of them.
+void take_shares(const HeadOfTweet& head, const float* scores, Dropout dropout, float* shares, bf16* dropped) {
+    const __m512 scale = all(head.scale);
+    for (long query = 0; query < head.queries; query++) {
+        const long first = query * head.width;
+        auto there = [&](long t) { return lanes_of(head.pieces - t); };
+        __m512 highest = all(-INFINITY), sum = _mm512_setzero_ps();
+        for (long t = 0; t < head.width; t += LANES)
+            highest = _mm512_mask_max_ps(highest, there(t), highest, load(scores + first + t));
+        const __m512 most = all(_mm512_reduce_max_ps(highest));
+        for (long t = 0; t < head.width; t += LANES) {
+            const __m512 raised = exponential((load(scores + first + t) - most) * scale);
+            const __m512 share = _mm512_maskz_mov_ps(there(t), raised);
+            store(shares + first + t, share);
+            sum += share;
+        }
+        const __m512 over = all(1 / _mm512_reduce_add_ps(sum));
+        for (long place = first; place < first + head.width; place += LANES) {
+            const __m512 share = load(shares + place) * over;
+            store(shares + place, share);
+            store(dropped + place, dropout(share, head.element + place));
+        }
+    }
+}
+
+void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
+    const Layer& layer = p.activations.layers[l];
+    const long hidden = p.s.hidden;
+    const bf16* query = layer.query + head.query * hidden + head.column;
+    const bf16* key = layer.key_value + head.piece * 2 * hidden + head.column;
+    const bf16* value = key + hidden;
+    bf16* context = layer.context + head.query * hidden + head.column;
+    const Range queries{0, head.queries};
+    pack_columns(key, 2 * hidden, head.pieces, head.size, own.keys);
+    multiply(Rows::of(query, hidden), queries, own.keys, head.size / 2, head.width,
+             [&](long row, long t, __m512 x) { store(own.scores + row * head.width + t, x); });
+    float* shares = layer.shares ? layer.shares + head.element : own.shares;
+    take_shares(head, own.scores, p.of_place(l, OF_SHARES), shares, own.of_shares);
+    pack_rows(value, 2 * hidden, head.pieces, head.size, own.values, head.pairs);
+    multiply(Rows::of(own.of_shares, head.width), queries, own.values, head.pairs, head.size,
+             [&](long row, long column, __m512 x) { store(context + row * hidden + column, x); });
+}
+
+// The layer's output goes to the next layer, or from the last one to `output` [B, W, H].
+void compute_layer(const Pass& p, long l, long thread, const Panels& panels, const Head& own, float* output) {
+    const Layer& layer = p.activations.layers[l];
+    const float* const* parameters = p.of_layer(l);
+    const long hidden = p.s.hidden, inner = p.s.inner;
+    const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
+    float* sums = p.activations.sums;
+    if (p.is_last(l)) {
+#pragma omp barrier
+        for (long row = queries.first; row < queries.last; row++)
+            std::memcpy(layer.read + row * hidden, layer.x + p.plan.piece_of_word[row] * hidden, hidden * sizeof(bf16));
+    }
+
+    multiply(Rows::of(layer.read, hidden), queries, panels.query, hidden / 2, hidden,
+             [&](long row, long column, __m512 x) {
+                 store(layer.query + row * hidden + column, x + load(parameters[Q_B] + column));
+             });
+    multiply(Rows::of(layer.x, hidden), pieces, panels.key_value, hidden / 2, 2 * hidden,
+             [&](long row, long column, __m512 x) {
+                 const float* bias = column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
+                 store(layer.key_value + row * 2 * hidden + column, x + load(bias));
+             });
+#pragma omp barrier
+    for (long head = heads.first; head < heads.last; head++) attend(p, l, HeadOfTweet(p, l, head), own);
+#pragma omp barrier
+
+    auto added = [=](const float* bias, Dropout dropout, const bf16* residual) {
+        return [=](long row, long column, __m512 x) {
+            const long place = row * hidden + column;
+            store(sums + place, dropout(x + load(bias + column), place) + load(residual + place));
+        };
+    };
+    multiply(Rows::of(layer.context, hidden), queries, panels.out, hidden / 2, hidden,
+             added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read));
+    for (long row = queries.first; row < queries.last; row++)
+        layer.deviation1[row] = normalise(sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
+                                          layer.normal1 + row * hidden,
+                                          [&](long h, __m512 y) { store(layer.attended + row * hidden + h, y); });
+    multiply(Rows::of(layer.attended, hidden), queries, panels.up, hidden / 2, inner,
+             [&](long row, long column, __m512 x) {
+                 const long place = row * inner + column;
+                 x += load(parameters[UP_B] + column);
+                 if (layer.inner) store(layer.inner + place, x);
+                 store(layer.active + place, gelu(x).value);
+             });
+    multiply(Rows::of(layer.active, inner), queries, panels.down, inner / 2, hidden,
+             added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
+    auto give = [&](auto* to, long row) {
+        layer.deviation2[row] = normalise(sums + row * hidden, hidden, p.norm(parameters[N2_W], parameters[N2_B]),
+                                          layer.normal2 + row * hidden, [&](long h, __m512 y) { store(to + h, y); });
+    };
+    for (long row = queries.first; row < queries.last; row++)
+        if (p.is_last(l))
+            give(output + p.plan.place_of_word[row] * hidden, row);
+        else
+            give(p.activations.layers[l + 1].x + row * hidden, row);
+}
+
+// --- The backward pass ---
+
+void attend_backward(const Pass& p, long l, const HeadOfTweet& head, const Head& own, const Gradients& g) {
+    const Layer& layer = p.activations.layers[l];
+    const long hidden = p.s.hidden, first_query = head.query * hidden + head.column;
+    const long first_key = head.piece * 2 * hidden + head.column, first_value = first_key + hidden;
+    const float* shares = layer.shares + head.element;
+    const Dropout dropout = p.of_place(l, OF_SHARES);
+    const Range queries{0, head.queries};
+    pack_columns(layer.key_value + first_value, 2 * hidden, head.pieces, head.size, own.values);
+    multiply(Rows::of(g.of_context + first_query, hidden), queries, own.values, head.size / 2, head.width,
+             [&](long row, long t, __m512 x) { store(own.scores + row * head.width + t, x); });
+    for (long query = 0; query < head.queries; query++) {
+        const long first = query * head.width;
+        __m512 product = _mm512_setzero_ps();
+        for (long place = first; place < first + head.width; place += LANES) {
+            const __m512 share = load(shares + place),
+                         of_share = dropout(load(own.scores + place), head.element + place);
+            product = _mm512_fmadd_ps(share, of_share, product);
+            store(own.scores + place, of_share);
+            store(own.of_shares + place, dropout(share, head.element + place));
+        }
+        const __m512 along = all(_mm512_reduce_add_ps(product)), scale = all(head.scale);
+        for (long place = first; place < first + head.width; place += LANES)
+            store(own.of_scores + place, load(shares + place) * (load(own.scores + place) - along) * scale);
+    }
+    pack_rows(layer.key_value + first_key, 2 * hidden, head.pieces, head.size, own.keys, head.pairs);
+    multiply(Rows::of(own.of_scores, head.width), queries, own.keys, head.pairs, head.size,
+             [&](long row, long column, __m512 x) { store(g.of_query + first_query + row * hidden + column, x); });
+    // The product of `square` [queries, T], transposed, and of rows of queries.
+    auto of_pieces = [&](const bf16* square, const bf16* rows, pair* panels, bf16* gradient) {
+        const long stride = 2 * head.query_pairs;
+        for (long t = 0; t < head.pieces; t++) {
+            for (long query = 0; query < head.queries; query++)
+                own.transposed[t * stride + query] = square[query * head.width + t];
+            if (head.queries % 2) own.transposed[t * stride + head.queries] = 0;
+        }
+        pack_rows(rows, hidden, head.queries, head.size, panels, head.query_pairs);
+        multiply(Rows::of(own.transposed, stride), {0, head.pieces}, panels, head.query_pairs, head.size,
+                 [&](long t, long column, __m512 x) { store(gradient + t * 2 * hidden + column, x); });
+    };
+    of_pieces(own.of_scores, layer.query + first_query, own.queries, g.of_key_value + first_key);
+    of_pieces(own.of_shares, g.of_context + first_query, own.gradients, g.of_key_value + first_value);
+}
+
+// From the gradient of what the layer gave to that of what it read.
+void compute_layer_backward(const Pass& p, long l, long thread, const Panels& panels, const Head& own,
+                            const Gradients& g) {
+    const Layer& layer = p.activations.layers[l];
+    const float* const* parameters = p.of_layer(l);
+    const long hidden = p.s.hidden, inner = p.s.inner;
+    const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
+    float* gradient = p.is_last(l) ? g.of_words : g.of_pieces;
+    // From the gradient of a normalised sum to those of what was added: of the residual in its place; of what dropout
+    // was on.
+    auto through_norm = [&](const float* weight, const bf16* normal, const float* deviation, Dropout dropout,
+                            bf16* of_norm, bf16* of_dropped) {
+        for (long row = queries.first; row < queries.last; row++) {
+            const long first = row * hidden;
+            for (long h = first; h < first + hidden; h += LANES) store(of_norm + h, load(gradient + h));
+            normalise_backward(gradient + first, normal + first, deviation[row], weight, hidden);
+            for (long h = first; h < first + hidden; h += LANES) store(of_dropped + h, dropout(load(gradient + h), h));
+        }
+    };
+    auto add_to = [=](float* to) {
+        return [=](long row, long column, __m512 x) {
+            float* place = to + row * hidden + column;
+            store(place, load(place) + x);
+        };
+    };
+    through_norm(parameters[N2_W], layer.normal2, layer.deviation2, p.of_place(l, OF_CHANGED), g.of_norm2,
+                 g.of_changed);
+    multiply(Rows::of(g.of_changed, hidden), queries, panels.down, hidden / 2, inner,
+             [&](long row, long column, __m512 x) {
+                 const long place = row * inner + column;
+                 store(g.of_inner + place, x * gelu(load(layer.inner + place)).slope);
+             });
+    multiply(Rows::of(g.of_inner, inner), queries, panels.up, inner / 2, hidden, add_to(gradient));
+    through_norm(parameters[N1_W], layer.normal1, layer.deviation1, p.of_place(l, OF_ATTENDED), g.of_norm1,
+                 g.of_attended);
+    multiply(Rows::of(g.of_attended, hidden), queries, panels.out, hidden / 2, hidden,
+             [&](long row, long column, __m512 x) { store(g.of_context + row * hidden + column, x); });
+#pragma omp barrier
+    for (long head = heads.first; head < heads.last; head++) attend_backward(p, l, HeadOfTweet(p, l, head), own, g);
+#pragma omp barrier
+    multiply(Rows::of(g.of_query, hidden), queries, panels.query, hidden / 2, hidden, add_to(gradient));
+    if (p.is_last(l)) {
+#pragma omp barrier
+        std::memset(g.of_pieces + pieces.first * hidden, 0, pieces.count() * hidden * sizeof(float));
+        for (size_t word = 0; word < p.plan.piece_of_word.size(); word++) {
+            const long piece = p.plan.piece_of_word[word];
+            if (pieces.first <= piece && piece < pieces.last)
+                for (long h = 0; h < hidden; h += LANES)
+                    add_to(g.of_pieces)(piece, h, load(g.of_words + word * hidden + h));
+        }
+    }
+    multiply(Rows::of(g.of_key_value, 2 * hidden), pieces, panels.key_value, hidden, hidden, add_to(g.of_pieces));
+}
+
+// The gradients of the layer's weights and biases.
+void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradients, long thread) {
+    const Layer& layer = p.activations.layers[l];
+    float* const* of_layer = gradients + OF_EMBEDDINGS + l * OF_A_LAYER;
+    const long hidden = p.s.hidden, inner = p.s.inner, threads = p.s.threads;
+    const long pieces = p.plan.piece_start.back(), queries = p.query_start(l).back();
+    // Of a weight [outputs, inputs], from what the linear layer read [rows, inputs] and the gradient of what it gave.
+    auto linear = [&](Parameter weight, const bf16* gradient, long stride, const bf16* input, long rows, long outputs,
+                      long inputs) {
+        const long pairs = (rows + 1) / 2;
+        const Range of_inputs = share_of(inputs, PANEL, thread, threads);
+        const Range of_outputs = share_of(outputs, BLOCK_ROWS, thread, threads);
+#pragma omp barrier
+        pack_rows(input + of_inputs.first, inputs, rows, of_inputs.count(), g.panels + of_inputs.first * pairs, pairs);
+        pack_transposed(gradient, stride, rows, of_outputs, g.blocks + of_outputs.first * pairs, of_layer[weight + 1]);
+#pragma omp barrier
+        float* of_weight = of_layer[weight];
+        multiply(Rows::of_packed(g.blocks, pairs), of_outputs, g.panels, pairs, inputs,
+                 [=](long row, long column, __m512 x) { store(of_weight + row * inputs + column, x); });
+    };
+    linear(DOWN_W, g.of_changed, hidden, layer.active, queries, hidden, inner);
+    linear(UP_W, g.of_inner, inner, layer.attended, queries, inner, hidden);
+    linear(O_W, g.of_attended, hidden, layer.context, queries, hidden, hidden);
+    linear(Q_W, g.of_query, hidden, layer.read, queries, hidden, hidden);
+    linear(K_W, g.of_key_value, 2 * hidden, layer.x, pieces, hidden, hidden);
+    linear(V_W, g.of_key_value + hidden, 2 * hidden, layer.x, pieces, hidden, hidden);
+    const Range columns = share_of(hidden, LANES, thread, threads);
+    of_norm(g.of_norm1, layer.normal1, queries, hidden, columns, of_layer[N1_W], of_layer[N1_B]);
+    of_norm(g.of_norm2, layer.normal2, queries, hidden, columns, of_layer[N2_W], of_layer[N2_B]);
+#pragma omp barrier
+}
+
+void embed_backward(const Pass& p, long thread, const Gradients& g, float* of_embedded_BTH, float* const* gradients) {
+    const long hidden = p.s.hidden;
+    const Dropout dropout = p.of_embeddings();
+    const Range rows = p.pieces(thread), columns = share_of(hidden, LANES, thread, p.s.threads);
+    for (long row = rows.first; row < rows.last; row++) {
+        float* gradient = of_embedded_BTH + p.plan.place_of_piece[row] * hidden;
+        for (long h = 0; h < hidden; h += LANES) {
+            const __m512 x = dropout(load(g.of_pieces + row * hidden + h), row * hidden + h);
+            store(gradient + h, x);
+            store(g.of_norm1 + row * hidden + h, x);
+        }
+        normalise_backward(gradient, p.activations.normal + row * hidden, p.activations.deviation[row],
+                           p.parameters[N_W], hidden);
+    }
+#pragma omp barrier
+    of_norm(g.of_norm1, p.activations.normal, p.plan.piece_start.back(), hidden, columns, gradients[N_W],
+            gradients[N_B]);
+    for (const long place : p.plan.place_of_piece)
+        for (long h = columns.first; h < columns.last; h += LANES) {
+            const __m512 x = load(of_embedded_BTH + place * hidden + h);
+            float* of_place = gradients[PLACES] + place % p.s.pieces * hidden + h;
+            float* of_type = gradients[TYPES] + p.in.token_type_ids_BT[place] * hidden + h;
+            store(of_place, load(of_place) + x);
+            store(of_type, load(of_type) + x);
+        }
+}
+
+// --- The weights ---
+
+// The weights of all layers in bf16, in panels: of what is multiplied in the forward pass and, if asked for, in the
+// backward pass.
+void pack_weights(const Sizes& s, const float* const* parameters, pair* forward, pair* backward, long thread) {
+    std::vector<bf16> rows(PANEL * std::max(s.hidden, s.inner));
+    for (long l = 0; l < s.layers; l++) {
+        const float* const* of_layer = parameters + OF_EMBEDDINGS + l * OF_A_LAYER;
+        // The weight's outputs begin at `first` of the `all_outputs` in the panels.
+        auto pack = [&](Parameter weight, long outputs, long inputs, pair* Panels::* panels, long all_outputs,
+                        long first) {
+            const Range share = share_of(outputs, PANEL, thread, s.threads);
+            for (long row = share.first; row < share.last; row += PANEL) {
+                for (long place = 0; place < PANEL * inputs; place += LANES)
+                    store(&rows[place], load(of_layer[weight] + row * inputs + place));
+                pack_columns(rows.data(), inputs, PANEL, inputs,
+                             Panels(s, forward, l).*panels + (first + row) * inputs / 2);
+                if (backward)
+                    pack_rows(rows.data(), inputs, PANEL, inputs, Panels(s, backward, l).*panels, all_outputs / 2,
+                              (first + row) / 2);
+            }
+        };
+        pack(Q_W, s.hidden, s.hidden, &Panels::query, s.hidden, 0);
+        pack(K_W, s.hidden, s.hidden, &Panels::key_value, 2 * s.hidden, 0);
+        pack(V_W, s.hidden, s.hidden, &Panels::key_value, 2 * s.hidden, s.hidden);
+        pack(O_W, s.hidden, s.hidden, &Panels::out, s.hidden, 0);
+        pack(UP_W, s.inner, s.hidden, &Panels::up, s.inner, 0);
+        pack(DOWN_W, s.hidden, s.inner, &Panels::down, s.hidden, 0);
+    }
+}
+
+// The sizes with as many threads as are to be had: inside of another parallel region it is one.
+Sizes with_threads(Sizes s) {
+    long granted = 1;
+#pragma omp parallel num_threads(s.threads)
+#pragma omp single
+    granted = omp_get_num_threads();
+    s.threads = granted;
+    return s;
+}
+
+}  // namespace
+
+// --- What Python calls ---
+
+extern "C" {
+
+// Bytes of the panels for one direction, of what the forward pass writes, and of what the backward pass writes beside.
+void fused_bert_bytes(const Sizes* s, long* panels, long* forward, long* backward) {
+    Memory of_forward{nullptr}, of_backward{nullptr};
+    Activations(*s, of_forward);
+    heads_of_threads(*s, of_forward);
+    Gradients(*s, of_backward);
+    heads_of_threads(*s, of_backward);
+    *panels = Panels::count(*s) * sizeof(pair);
+    *forward = of_forward.used;
+    *backward = of_backward.used;
+}
+
+// `backward` may be null.
+void fused_bert_pack(const Sizes* asked, const float* const* parameters, pair* forward, pair* backward) {
+    const Sizes s = with_threads(*asked);
+#pragma omp parallel num_threads(s.threads)
+    pack_weights(s, parameters, forward, backward, omp_get_thread_num());
+}
+
+// Returns 0, or 1 where the mask has holes, a tweet no piece, or a word a first piece that its tweet has not.
+int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
+                       char* memory_start, float* output_BWH) {
+    const Sizes s = with_threads(*asked);
+    Plan plan;
+    if (!plan.make(s, *in)) return 1;
+    Memory memory{memory_start};
+    const Activations activations(s, memory);
+    const std::vector<Head> own = heads_of_threads(s, memory);
+    const Pass pass{s, plan, *in, parameters, activations};
+    std::memset(output_BWH, 0, s.tweets * s.words * s.hidden * sizeof(float));
+#pragma omp parallel num_threads(s.threads)
+    {
+        const long thread = omp_get_thread_num();
+        embed(pass, thread);
+        for (long l = 0; l < s.layers; l++)
+            compute_layer(pass, l, thread, Panels(s, panels, l), own[thread], output_BWH);
+    }
+    return 0;
+}
+
+// After the forward pass with the same sizes, inputs and memory. `gradients` are in the order of the parameters; those
+// of places and types are added to.
+void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
+                         char* memory_start, char* scratch, const float* of_output_BWH, float* of_embedded_BTH,
+                         float* const* gradients) {
+    const Sizes s = with_threads(*asked);
+    Plan plan;
+    plan.make(s, *in);
+    Memory memory{memory_start}, beside{scratch};
+    const Activations activations(s, memory);
+    const Gradients g(s, beside);
+    const std::vector<Head> own = heads_of_threads(s, beside);
+    const Pass pass{s, plan, *in, parameters, activations};
+    const long hidden = s.hidden;
+    for (size_t word = 0; word < plan.place_of_word.size(); word++)
+        std::memcpy(g.of_words + word * hidden, of_output_BWH + plan.place_of_word[word] * hidden,
+                    hidden * sizeof(float));
+    std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * hidden * sizeof(float));
+#pragma omp parallel num_threads(s.threads)
+    {
+        const long thread = omp_get_thread_num();
+        for (long l = s.layers - 1; l >= 0; l--) {
+            compute_layer_backward(pass, l, thread, Panels(s, panels, l), own[thread], g);
+            of_weights(pass, l, g, gradients, thread);
+        }
+        embed_backward(pass, thread, g, of_embedded_BTH, gradients);
+    }
+}
+
+// What dropout at a place leaves of x, `count` numbers, a multiple of 16; for tests.
+void fused_bert_dropout(uint64_t seed, long place, float rate, long count, float* x) {
+    const Dropout dropout(seed, place, rate);
+    for (long element = 0; element < count; element += LANES) store(x + element, dropout(load(x + element), element));
+}
+
+}  // extern "C"

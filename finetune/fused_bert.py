@@ -1,0 +1,308 @@
+"""BERT's layers in C++, in bf16 on processors with AVX512-BF16: `fused_bert.cpp`, compiled when it is first used.
+
+A step of 16 tweets takes torch a thousand operations, whose start costs more than what they do. Here it is one call forward and
+one backward, without padding, each thread with its share of the tweets. Where there is no such processor or no compiler,
+:class:`finetune.lean_bert.LeanBert` does without.
+
+What is computed depends neither on the number of threads nor on what else is in the batch; of torch's generator, one number a
+pass is drawn for dropout.
+
+Shapes: B tweets, T word pieces of the longest, W words of the longest, H hidden size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BertModel
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+HEADER = SOURCE.with_name("fused_kernels.h")
+FLAGS = "-std=c++17 -O3 -fopenmp -fPIC -shared -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma".split()
+MULTIPLE = 32
+"""The kernels compute so many columns at once: sizes must be multiples of it."""
+
+logger = logging.getLogger(__name__)
+
+
+class Sizes(ctypes.Structure):
+    """Of a pass, as in the source."""
+
+    _fields_ = [
+        *((name, ctypes.c_long) for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers")),
+        ("threads", ctypes.c_long),
+        ("training", ctypes.c_long),
+        ("seed", ctypes.c_uint64),
+        *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "epsilon")),
+    ]
+
+
+class Inputs(ctypes.Structure):
+    """Of a pass, as in the source: addresses of contiguous tensors, fp32 and three of int64."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("embedded_BTH", "attention_mask_BT", "token_type_ids_BT", "first_piece_BW")
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled source; None, told once, where this machine cannot compile or run it."""
+    if not has_the_instructions():
+        return None
+    try:
+        return load(compiled())
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        logger.warning("%s is not compiled, steps are slower: %s", SOURCE.name, reason[-1] if reason else error)
+        return None
+
+
+def has_the_instructions() -> bool:
+    """Whether this processor has AVX512-BF16, and not AMX, with which torch's own products are faster."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags and "amx_bf16" not in flags
+
+
+def compiled() -> Path:
+    """The library in the user's cache, made in a few seconds where it is not there. OSError where there is no compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise FileNotFoundError("there is no C++ compiler: g++, or the one that CXX names")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    made_of = "\n".join([SOURCE.read_text(), HEADER.read_text(), version, *FLAGS])
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msb-ner"
+    target = folder / f"{SOURCE.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(dir=folder) as work:  # other processes may be at the same
+            made = Path(work) / target.name
+            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
+            made.replace(target)
+    return target
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """The library with the types of its functions."""
+    lib = ctypes.CDLL(str(path))
+    pointer, sizes, inputs, long = ctypes.c_void_p, ctypes.POINTER(Sizes), ctypes.POINTER(Inputs), ctypes.c_long
+    lib.fused_bert_bytes.argtypes = [sizes, *[ctypes.POINTER(long)] * 3]
+    lib.fused_bert_pack.argtypes = [sizes, pointer, pointer, pointer]
+    lib.fused_bert_forward.argtypes = [sizes, inputs, *[pointer] * 4]
+    lib.fused_bert_backward.argtypes = [sizes, inputs, *[pointer] * 7]
+    lib.fused_bert_dropout.argtypes = [ctypes.c_uint64, long, ctypes.c_float, long, pointer]
+    lib.fused_bert_forward.restype = ctypes.c_int
+    for procedure in (lib.fused_bert_bytes, lib.fused_bert_pack, lib.fused_bert_backward, lib.fused_bert_dropout):
+        procedure.restype = None
+    return lib
+
+
+class Pool:
+    """Memory that is used again: new pages of the system cost more than what is done in them."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+
+    def take(self, size: int) -> Tensor:
+        """Memory of at least this size, in bytes. Smaller memory that is free is given up."""
+        while self.free:
+            memory = self.free.pop()
+            if len(memory) >= size:
+                return memory
+        return torch.empty(size, dtype=torch.uint8)
+
+
+class Lent:
+    """Memory of a pool, which goes back to it when nothing refers to this any more."""
+
+    def __init__(self, pool: Pool, size: int) -> None:
+        self.pool, self.memory = pool, pool.take(size)
+
+    def __del__(self) -> None:
+        self.pool.free.append(self.memory)
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return self.memory.data_ptr()
+
+
+class FusedBert:
+    """A ``BertModel``'s computation; made by :meth:`of`. Like ``LeanBert`` it is no module and has no parameters."""
+
+    def __init__(self, bert: BertModel) -> None:
+        self.bert = bert
+        self.panels, self.activations, self.scratch = Pool(), Pool(), Pool()
+        self.kept_panels: Lent | None = None
+
+    @classmethod
+    def of(cls, bert: BertModel) -> FusedBert | None:
+        """That of a plain ``BertModel``, or None where its sizes, or this machine, are not made for it."""
+        config = bert.config
+        sizes = (config.hidden_size, config.intermediate_size, config.hidden_size // config.num_attention_heads)
+        return None if any(size % MULTIPLE for size in sizes) or library() is None else cls(bert)
+
+    def serves(self, dtype: torch.dtype) -> bool:
+        """Whether it computes in this type: bf16, from parameters in fp32."""
+        return dtype == torch.bfloat16 and all(
+            parameter.dtype == torch.float32 and parameter.is_contiguous() for parameter in self.parameters()
+        )
+
+    def __call__(
+        self,
+        embedded_BTH: Tensor,
+        attention_mask_BT: Tensor,
+        token_type_ids_BT: Tensor,
+        first_piece_BW: Tensor,
+        unchanged: bool = False,
+    ) -> Tensor:
+        """The last hidden states [B, W, H], fp32, at each word's first piece; 0 at padding, whose first piece is 0.
+
+        ``unchanged`` says that the parameters are those of the last call. Dropout is on where the ``BertModel`` is in training.
+        ValueError for a mask with holes, and for a first piece beyond its tweet.
+        """
+        embedded_BTH = embedded_BTH.float().contiguous()
+        given = [x.contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
+        parameters = self.parameters()
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (embedded_BTH, *parameters)):
+            return Layers.apply(self, embedded_BTH, *given, *parameters)
+        if not unchanged or self.kept_panels is None:
+            self.kept_panels = None  # goes back to the pool
+            self.kept_panels, _ = self.packed(self.sizes(embedded_BTH, given[2], False), parameters)
+        return self.computed(
+            self.sizes(embedded_BTH, given[2], False), embedded_BTH, given, parameters, self.kept_panels
+        )[0]
+
+    def parameters(self) -> list[Tensor]:
+        """In the order of the source."""
+        embeddings = self.bert.embeddings
+        places, types = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
+        found = [embeddings.LayerNorm.weight, embeddings.LayerNorm.bias, places, types]
+        for layer in self.bert.encoder.layer:
+            attention = layer.attention
+            of_attention = (attention.self.query, attention.self.key, attention.self.value, attention.output.dense)
+            others = (attention.output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
+            for module in (*of_attention, *others):
+                found += [module.weight, module.bias]
+        return found
+
+    def sizes(self, embedded_BTH: Tensor, first_piece_BW: Tensor, training: bool) -> Sizes:
+        """Of a pass, with a seed for dropout. ``training`` says whether there will be a backward pass."""
+        config = self.bert.config
+        drops = self.bert.training
+        return Sizes(
+            *embedded_BTH.shape[:2],
+            first_piece_BW.shape[1],
+            config.hidden_size,
+            config.num_attention_heads,
+            config.intermediate_size,
+            config.num_hidden_layers,
+            torch.get_num_threads(),
+            training,
+            int(torch.empty((), dtype=torch.int64).random_()) if drops else 0,
+            config.hidden_dropout_prob if drops else 0.0,
+            config.attention_probs_dropout_prob if drops else 0.0,
+            config.layer_norm_eps,
+        )
+
+    def packed(self, sizes: Sizes, parameters: Sequence[Tensor]) -> tuple[Lent, Lent | None]:
+        """The weights in bf16, as the forward pass reads them, and for training as the backward pass does."""
+        size = bytes_of(sizes)[0]
+        forward, backward = Lent(self.panels, size), Lent(self.panels, size) if sizes.training else None
+        library().fused_bert_pack(sizes, addresses(parameters), forward.address, backward.address if backward else None)
+        return forward, backward
+
+    def computed(
+        self, sizes: Sizes, embedded_BTH: Tensor, given: Sequence[Tensor], parameters: Sequence[Tensor], panels: Lent
+    ) -> tuple[Tensor, Lent]:
+        """The hidden states, and what the backward pass needs of the forward pass."""
+        activations = Lent(self.activations, bytes_of(sizes)[1])
+        hidden_BWH = embedded_BTH.new_empty(sizes.tweets, sizes.words, sizes.hidden)
+        inputs = Inputs(*(x.data_ptr() for x in (embedded_BTH, *given)))
+        problem = library().fused_bert_forward(
+            sizes, inputs, addresses(parameters), panels.address, activations.address, hidden_BWH.data_ptr()
+        )
+        if problem:
+            raise ValueError("an attention mask with holes, or without a piece, or a first piece beyond its tweet")
+        return hidden_BWH, activations
+
+
+class Layers(torch.autograd.Function):
+    """All layers as one function of the embedded pieces and the parameters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fused: FusedBert,
+        embedded_BTH: Tensor,
+        mask_BT: Tensor,
+        types_BT: Tensor,
+        first_piece_BW: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        """The last hidden states [B, W, H]."""
+        given = (mask_BT, types_BT, first_piece_BW)
+        ctx.fused, ctx.sizes = fused, fused.sizes(embedded_BTH, first_piece_BW, True)
+        panels, ctx.panels = fused.packed(ctx.sizes, parameters)
+        hidden_BWH, ctx.activations = fused.computed(ctx.sizes, embedded_BTH, given, parameters, panels)
+        ctx.save_for_backward(*given, *parameters)
+        return hidden_BWH
+
+    @staticmethod
+    def backward(ctx: Any, of_hidden_BWH: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients, in fp32."""
+        given, parameters = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        sizes, of_hidden_BWH = ctx.sizes, of_hidden_BWH.contiguous()
+        scratch = Lent(ctx.fused.scratch, bytes_of(sizes)[2])
+        of_embedded_BTH = of_hidden_BWH.new_empty(sizes.tweets, sizes.pieces, sizes.hidden)
+        gradients = [torch.empty_like(parameter) for parameter in parameters]
+        for of_places_or_types in gradients[2:4]:
+            of_places_or_types.zero_()
+        library().fused_bert_backward(
+            sizes,
+            Inputs(None, *(x.data_ptr() for x in given)),
+            addresses(parameters),
+            ctx.panels.address,
+            ctx.activations.address,
+            scratch.address,
+            of_hidden_BWH.data_ptr(),
+            of_embedded_BTH.data_ptr(),
+            addresses(gradients),
+        )
+        return None, of_embedded_BTH, None, None, None, *gradients
+
+
+def bytes_of(sizes: Sizes) -> tuple[int, int, int]:
+    """Of the packed weights, of the forward pass's memory, of what the backward pass needs beside."""
+    numbers = [ctypes.c_long() for _ in range(3)]
+    library().fused_bert_bytes(sizes, *numbers)
+    return tuple(number.value for number in numbers)
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+    """Where each tensor's data begin."""
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+
+
+def dropped(x: Tensor, seed: int, place: int, rate: float) -> Tensor:
+    """``x`` as dropout leaves it in a pass with this seed, at a place: 0 is behind the embeddings, then come three of each
+    layer: the attention's shares, what it gives, what the two linear layers give. The elements of ``x`` are numbered in a row.
+    """
+    y = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % MULTIPLE))
+    library().fused_bert_dropout(seed, place, rate, len(y), y.data_ptr())
+    return y[: x.numel()].view(x.shape)

@@ -1,0 +1,302 @@
+"""The layers in C++ compute what transformers' BertModel does: hidden states, losses, gradients, with and without dropout."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForTokenClassification
+
+from finetune import fused_bert
+from finetune.fused_bert import FusedBert, dropped, library
+from finetune.tagger import PieceTagger
+
+needs_the_instructions = pytest.mark.skipif(
+    not fused_bert.has_the_instructions(), reason="this processor has no AVX512-BF16, or has AMX"
+)
+pytestmark = needs_the_instructions
+
+PIECES = [35, 20, 33, 2, 7]
+WORDS = [20, 11, 13, 0, 3]
+SIZES = {"vocab_size": 60, "hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 2, "num_labels": 9}
+
+
+def make_tagger(layers: int = 3, dropout: float = 0.0, **options: object) -> PieceTagger:
+    torch.manual_seed(1)
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(**SIZES | rates | {"num_hidden_layers": layers, "max_position_embeddings": 64} | options)
+    model = BertForTokenClassification(config)
+    for parameter in model.parameters():  # biases and normalisation, too, shall count
+        nn.init.normal_(parameter, std=0.1)
+    model.dropout = nn.Identity()
+    return PieceTagger(model).eval()
+
+
+def make_batch() -> dict[str, Tensor]:
+    """Five tweets, one of them without words; the second segment is the last two pieces."""
+    generator = torch.Generator().manual_seed(3)
+    tweets, longest, words = len(PIECES), max(PIECES), max(WORDS)
+    lengths, places = torch.tensor(PIECES)[:, None], torch.arange(longest)
+    first_piece_BW = torch.zeros(tweets, words, dtype=torch.long)
+    for tweet, (length, count) in enumerate(zip(PIECES, WORDS, strict=True)):
+        chosen = torch.randperm(length - 2, generator=generator)[:count] + 1
+        first_piece_BW[tweet, :count] = chosen.sort().values
+    return {
+        "input_ids_BT": torch.randint(1, 60, (tweets, longest), generator=generator),
+        "attention_mask_BT": (places < lengths).long(),
+        "token_type_ids_BT": ((places >= lengths - 2) & (places < lengths) & (lengths > 2)).long(),
+        "first_piece_BW": first_piece_BW,
+        "word_mask_BW": torch.arange(words) < torch.tensor(WORDS)[:, None],
+        "labels_BW": torch.randint(0, 9, (tweets, words), generator=generator),
+    }
+
+
+def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x for name, x in batch.items() if name not in ("word_mask_BW", "labels_BW")}
+
+
+def without_fused(tagger: PieceTagger) -> PieceTagger:
+    other = copy.deepcopy(tagger)
+    other.lean.fused = None
+    return other
+
+
+def loss_and_gradients(
+    tagger: PieceTagger, batch: dict[str, Tensor], bf16: bool = True
+) -> tuple[float, dict[str, Tensor]]:
+    tagger.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        loss = tagger(**batch)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in tagger.named_parameters() if parameter.grad is not None}
+    return loss.item(), gradients
+
+
+def assert_nearly_the_same(found: dict[str, Tensor], exact: dict[str, Tensor], tolerance: float = 0.03) -> None:
+    """The error of each gradient is small beside the gradient, or where that is 0 (of the keys' biases) beside the others."""
+    assert found.keys() == exact.keys()
+    usual = torch.stack([gradient.norm() for gradient in exact.values()]).median()
+    for name, gradient in exact.items():
+        error = (found[name] - gradient).norm()
+        assert error < tolerance * max(gradient.norm(), 0.05 * usual), (name, error, gradient.norm())
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_loss_and_gradients_are_those_of_the_stock_model(layers):
+    fused, batch = make_tagger(layers), make_batch()
+    assert fused.lean.fused
+    stock = copy.deepcopy(fused)
+    stock.lean = None
+    exact_loss, exact = loss_and_gradients(stock, batch, bf16=False)
+    loss, gradients = loss_and_gradients(fused, batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-3) and loss != exact_loss
+    assert_nearly_the_same(gradients, exact)
+
+
+@pytest.mark.parametrize("shape", [(64, 2, 128), (96, 3, 32), (256, 4, 64), (256, 2, 1024)])
+def test_other_sizes(shape):
+    hidden, heads, inner = shape
+    fused = make_tagger(2, hidden_size=hidden, num_attention_heads=heads, intermediate_size=inner)
+    _, exact = loss_and_gradients(without_fused(fused), make_batch(), bf16=False)
+    assert_nearly_the_same(loss_and_gradients(fused, make_batch())[1], exact, tolerance=0.05)
+
+
+def given_masks(tagger: PieceTagger, batch: dict[str, Tensor], seed: int) -> Iterator[Tensor]:
+    """The masks of a fused pass, in the shapes of the lean one's."""
+    config = tagger.model.config
+    tweets, longest = batch["input_ids_BT"].shape
+    hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    there_BT, there_BW = batch["attention_mask_BT"].bool(), batch["word_mask_BW"]
+
+    def of_rows(place: int, there: Tensor) -> Tensor:
+        mask = torch.ones(*there.shape, hidden)
+        mask[there] = dropped(torch.ones(int(there.sum()), hidden), seed, place, config.hidden_dropout_prob)
+        return mask.flatten(0, 1)
+
+    def of_shares(place: int, queries: list[int], most: int) -> Tensor:
+        whole = dropped(torch.ones(sum(queries) * heads * 64), seed, place, config.attention_probs_dropout_prob)
+        mask = torch.ones(tweets, heads, most, longest)
+        for tweet, (count, length) in enumerate(zip(queries, PIECES, strict=True)):
+            width = math.ceil(length / 32) * 32
+            for head in range(heads):
+                first = (sum(queries[:tweet]) * heads + head * count) * 64  # 64: 35, the longest, padded
+                of_head = whole[first : first + count * width].view(count, width)
+                mask[tweet, head, :count, :length] = of_head[:, :length]
+        return mask
+
+    yield of_rows(0, there_BT)
+    for layer in range(layers):
+        last = layer == layers - 1
+        there, queries = (there_BW, WORDS) if last else (there_BT, PIECES)
+        yield of_shares(1 + 3 * layer, queries, there.shape[1])
+        yield of_rows(2 + 3 * layer, there)
+        yield of_rows(3 + 3 * layer, there)
+
+
+def test_dropout_drops_the_same_forward_and_backward_as_its_masks_say(monkeypatch):
+    fused, batch = make_tagger(3, dropout=0.3), make_batch()
+    fused.train()
+    lean = without_fused(fused)
+    torch.manual_seed(7)
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    monkeypatch.setattr(lean.lean, "masks", lambda *_: given_masks(fused, batch, seed))
+    exact_loss, exact = loss_and_gradients(lean, batch, bf16=False)
+    torch.manual_seed(7)
+    loss, gradients = loss_and_gradients(fused, batch)
+    assert loss == pytest.approx(exact_loss, rel=1e-3)
+    assert_nearly_the_same(gradients, exact, tolerance=0.04)
+    with pytest.raises(AssertionError):  # another draw is not near
+        assert_nearly_the_same(loss_and_gradients(fused, batch)[1], exact, tolerance=0.2)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_keeps_the_mean_and_each_place_and_seed_has_its_own(rate):
+    ones = torch.ones(400, 500)
+    masks = [dropped(ones, seed, place, rate) for seed, place in ((1, 0), (1, 1), (2, 0))]
+    for mask in masks:
+        assert set(mask.unique().tolist()) == {0.0, mask.max().item()}
+        error = (rate / (1 - rate) / mask.numel()) ** 0.5
+        assert abs(mask.mean() - 1) < 5 * error
+        for neighbours in (
+            mask[:, 1:] * mask[:, :-1],
+            mask[1:] * mask[:-1],
+            *(mask * other for other in masks if other is not mask),
+        ):
+            assert abs(neighbours.mean() - 1) < 10 * error  # independent
+    assert torch.equal(dropped(ones, 1, 0, rate), masks[0]) and torch.equal(dropped(ones, 1, 0, 0.0), ones)
+
+
+def test_the_number_of_threads_changes_nothing():
+    fused, batch = make_tagger(dropout=0.2), make_batch()
+    fused.train()
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            torch.manual_seed(7)
+            found.append(loss_and_gradients(fused, batch))
+    finally:
+        torch.set_num_threads(threads)
+    for loss, gradients in found[1:]:
+        assert loss == found[0][0] and all(torch.equal(gradients[name], x) for name, x in found[0][1].items())
+
+
+@torch.no_grad()
+def test_the_other_tweets_change_nothing():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        together_BWL = fused.emissions(**batch)
+        for tweet, words in enumerate(WORDS):
+            alone_BWL = fused.emissions(**{name: x[tweet : tweet + 1] for name, x in batch.items()})
+            assert torch.equal(alone_BWL[0, :words], together_BWL[tweet, :words])
+
+
+def test_two_passes_before_one_backward_and_two_backwards_of_one_pass():
+    fused, batch = make_tagger(), make_batch()
+    _, once = loss_and_gradients(fused, batch)
+    fused.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        first, second = fused(**batch), fused(**batch)
+    (first + second).backward(retain_graph=True)
+    for name, parameter in fused.named_parameters():
+        if name in once:
+            torch.testing.assert_close(parameter.grad, 2 * once[name])
+    fused.zero_grad()
+    first.backward()
+    for name, parameter in fused.named_parameters():
+        if name in once:
+            assert torch.equal(parameter.grad, once[name])
+
+
+def test_gradients_of_the_embeddings_alone():
+    fused, batch = make_tagger(), make_batch()
+    words = fused.model.bert.embeddings.word_embeddings.weight
+    _, whole = loss_and_gradients(fused, batch)
+    fused.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused(**batch)
+    (alone,) = torch.autograd.grad(loss, [words])
+    assert torch.equal(alone, whole["model.bert.embeddings.word_embeddings.weight"])
+    assert all(parameter.grad is None for parameter in fused.parameters())
+
+
+def test_weights_that_changed_before_the_backward_pass_are_noticed():
+    fused, batch = make_tagger(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fused(**batch)
+    with torch.no_grad():
+        fused.model.bert.encoder.layer[0].output.dense.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@torch.no_grad()
+def test_weights_are_packed_once_where_they_do_not_change():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        with fused.unchanged():
+            first = fused.emissions(**batch)
+            fused.model.bert.encoder.layer[0].output.dense.weight.zero_()
+            assert torch.equal(fused.emissions(**batch), first)  # kept, as was promised
+        assert fused.lean.fused.kept_panels is None
+        assert not torch.allclose(fused.emissions(**batch), first)
+
+
+@torch.no_grad()
+def test_memory_is_used_again():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        fused.emissions(**batch)
+        (memory,) = fused.lean.fused.activations.free
+        fused.emissions(**batch)
+    assert fused.lean.fused.activations.free[0] is memory
+
+
+def test_inputs_that_cannot_be_are_refused():
+    fused = make_tagger()
+    for name, place, value in (("attention_mask_BT", 3, 0), ("first_piece_BW", 0, 35), ("first_piece_BW", 0, -1)):
+        batch = make_batch()
+        batch[name][0, place] = value
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="attention mask with holes"):
+            fused(**batch)
+
+
+def test_fp32_and_odd_sizes_are_left_to_torch():
+    assert not make_tagger().lean.fused.serves(torch.float32)
+    assert make_tagger(num_attention_heads=8).lean.fused is None  # heads of 16
+    assert make_tagger(intermediate_size=40).lean.fused is None
+    half = make_tagger().to(torch.bfloat16)
+    assert not half.lean.fused.serves(torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "compiler, told", [("no-such-compiler", "there is no C++ compiler"), ("false", "returned non-zero")]
+)
+def test_without_a_compiler_it_is_told_once_and_done_without(compiler, told, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "finetune.fused_bert"):
+            assert FusedBert.of(make_tagger().model.bert) is None
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+    assert [record.getMessage() for record in caplog.records] == [caplog.records[0].getMessage()]
+    assert told in caplog.text and "fused_bert.cpp is not compiled" in caplog.text
+
+
+def test_it_is_compiled_once_for_a_source_and_nothing_half_made_is_left(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = fused_bert.compiled()
+    written_at = made.stat().st_mtime_ns
+    assert fused_bert.compiled() == made and made.stat().st_mtime_ns == written_at
+    assert list(made.parent.iterdir()) == [made] and made.parent.stat().st_mode & 0o077 == 0
+    header = tmp_path / "changed.h"
+    header.write_text(fused_bert.HEADER.read_text() + "\n")
+    monkeypatch.setattr(fused_bert, "HEADER", header)
+    assert fused_bert.compiled() != made
