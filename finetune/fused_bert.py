@@ -13,28 +13,21 @@ Shapes: B tweets, T word pieces of the longest, W words of the longest, H hidden
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BertModel
 
+from launch import native
+
 SOURCE = Path(__file__).with_suffix(".cpp")
-HEADER = SOURCE.with_name("fused_kernels.h")
-FLAGS = "-std=c++17 -O3 -fopenmp -fPIC -shared -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mfma".split()
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma")
 MULTIPLE = 32
 """The kernels compute so many columns at once: sizes must be multiples of it."""
-
-logger = logging.getLogger(__name__)
 
 
 class Sizes(ctypes.Structure):
@@ -59,47 +52,13 @@ class Inputs(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled source; None, told once, where this machine cannot compile or run it."""
-    if not has_the_instructions():
+    """The compiled source, with the types of its functions; None where this machine cannot compile or run it.
+
+    Processors with AMX are left to torch, whose products are faster with it.
+    """
+    lib = None if native.processor_has("amx_bf16") else native.library(SOURCE, INSTRUCTIONS)
+    if lib is None:
         return None
-    try:
-        return load(compiled())
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        logger.warning("%s is not compiled, steps are slower: %s", SOURCE.name, reason[-1] if reason else error)
-        return None
-
-
-def has_the_instructions() -> bool:
-    """Whether this processor has AVX512-BF16, and not AMX, with which torch's own products are faster."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags and "amx_bf16" not in flags
-
-
-def compiled() -> Path:
-    """The library in the user's cache, made in a few seconds where it is not there. OSError where there is no compiler."""
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler: g++, or the one that CXX names")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    made_of = "\n".join([SOURCE.read_text(), HEADER.read_text(), version, *FLAGS])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msb-ner"
-    target = folder / f"{SOURCE.stem}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as work:  # other processes may be at the same
-            made = Path(work) / target.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(made)], capture_output=True, text=True, check=True)
-            made.replace(target)
-    return target
-
-
-def load(path: Path) -> ctypes.CDLL:
-    """The library with the types of its functions."""
-    lib = ctypes.CDLL(str(path))
     pointer, sizes, inputs, long = ctypes.c_void_p, ctypes.POINTER(Sizes), ctypes.POINTER(Inputs), ctypes.c_long
     lib.fused_bert_bytes.argtypes = [sizes, *[ctypes.POINTER(long)] * 3]
     lib.fused_bert_pack.argtypes = [sizes, pointer, pointer, pointer]
@@ -147,6 +106,9 @@ class FusedBert:
 
     def __init__(self, bert: BertModel) -> None:
         self.bert = bert
+        embeddings = bert.embeddings
+        self.tables = [embeddings.position_embeddings, embeddings.token_type_embeddings]
+        self.modules = [embeddings.LayerNorm, *(module for layer in bert.encoder.layer for module in modules_of(layer))]
         self.panels, self.activations, self.scratch = Pool(), Pool(), Pool()
         self.kept_panels: Lent | None = None
 
@@ -190,16 +152,9 @@ class FusedBert:
 
     def parameters(self) -> list[Tensor]:
         """In the order of the source."""
-        embeddings = self.bert.embeddings
-        places, types = embeddings.position_embeddings.weight, embeddings.token_type_embeddings.weight
-        found = [embeddings.LayerNorm.weight, embeddings.LayerNorm.bias, places, types]
-        for layer in self.bert.encoder.layer:
-            attention = layer.attention
-            of_attention = (attention.self.query, attention.self.key, attention.self.value, attention.output.dense)
-            others = (attention.output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
-            for module in (*of_attention, *others):
-                found += [module.weight, module.bias]
-        return found
+        first, *others = self.modules
+        rest = [parameter for module in others for parameter in (module.weight, module.bias)]
+        return [first.weight, first.bias, *(table.weight for table in self.tables), *rest]
 
     def sizes(self, embedded_BTH: Tensor, first_piece_BW: Tensor, training: bool) -> Sizes:
         """Of a pass, with a seed for dropout. ``training`` says whether there will be a backward pass."""
@@ -240,6 +195,13 @@ class FusedBert:
         if problem:
             raise ValueError("an attention mask with holes, or without a piece, or a first piece beyond its tweet")
         return hidden_BWH, activations
+
+
+def modules_of(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """A layer's modules with parameters, in the order of the source."""
+    attention = layer.attention
+    of_attention = (attention.self.query, attention.self.key, attention.self.value, attention.output.dense)
+    return (*of_attention, attention.output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
 
 
 class Layers(torch.autograd.Function):

@@ -41,9 +41,11 @@ from safetensors import SafetensorError
 from transformers.integrations import unset_hf_deepspeed_config
 
 from launch import checkpoint as checkpoints
+from launch.clipped_adamw import ClippedAdamW
 from launch.errors import InputError
 from launch.files import write_text_whole
 from launch.interruption import REQUEUE_MARK, Interrupted, stop_requests
+from launch.native import processor_has
 from launch.schedule import ScheduleSettings, budget_in_seconds
 from launch.settings import NOT_IDENTITY
 from launch.stage import METRICS_NAME, Stage, iterate_jsonl
@@ -263,11 +265,7 @@ def best_precision() -> str:
 
 def processor_precision() -> str:
     """bf16 on processors with AMX or AVX512-BF16; else fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "fp32"
-    return "bf16" if "amx_bf16" in flags or "avx512_bf16" in flags else "fp32"
+    return "bf16" if processor_has("amx_bf16") or processor_has("avx512_bf16") else "fp32"
 
 
 def make_optimizer(
@@ -334,6 +332,8 @@ def train(
     model, optimizer = accelerator.prepare(model, optimizer)
     plain_optimizer = optimizer.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    fast_optimizer = None if by_deepspeed else ClippedAdamW.of(plain_optimizer, maximum_gradient_norm)
     computed = {"precision": precision_of(run), "compiled": run.compile, **getattr(unwrapped(model), "computed_by", {})}
     position = resume(stage, accelerator, model, plain_optimizer, folder, computed)
     clock = Clock(position.seconds)
@@ -358,7 +358,8 @@ def train(
             group["lr"] = group["peak_learning_rate"] * schedule.factor(share_done)
 
         # One optimizer step: every process takes its share of the units, a micro-batch at a time.
-        model.train()
+        if not model.training:  # it goes through all modules
+            model.train()
         total_weight = sum_over_processes(
             accelerator, sum(float(batch["weight"]) for batch, counts in batches if counts)
         )
@@ -375,9 +376,12 @@ def train(
         loss_sum, asked_to_stop = sums_over_processes(accelerator, loss_sum, float(stop_requests.asked_by is not None))
         if not math.isfinite(loss_sum):
             raise not_finite(position, task.sample_ids(units), folder)
-        if maximum_gradient_norm > 0:
-            accelerator.clip_grad_norm_(parameters, maximum_gradient_norm)
-        optimizer.step()
+        if fast_optimizer:
+            fast_optimizer.step()
+        else:
+            if maximum_gradient_norm > 0:
+                accelerator.clip_grad_norm_(parameters, maximum_gradient_norm)
+            optimizer.step()
         optimizer.zero_grad()
 
         position.step += 1
