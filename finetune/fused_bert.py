@@ -201,7 +201,13 @@ def modules_of(layer: nn.Module) -> tuple[nn.Module, ...]:
     """A layer's modules with parameters, in the order of the source."""
     attention = layer.attention
     of_attention = (attention.self.query, attention.self.key, attention.self.value, attention.output.dense)
-    return (*of_attention, attention.output.LayerNorm, layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
+    return (
+        *of_attention,
+        attention.output.LayerNorm,
+        layer.intermediate.dense,
+        layer.output.dense,
+        layer.output.LayerNorm,
+    )
 
 
 class Layers(torch.autograd.Function):

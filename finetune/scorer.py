@@ -7,18 +7,21 @@ another type), of which TMN's gold has 374:
 - ``conlleval``: it opens an entity. The CoNLL script's reading, and seqeval's default.
 - ``strict``: it belongs to no entity. seqeval's ``mode="strict", scheme=IOB2``.
 
-Both equal seqeval 1.2.2, which the tests hold them to; this one has no dependencies, counts what it did,
-and refuses tags it does not know.
+Both equal seqeval 1.2.2, which the tests hold them to; this one counts what it did, and refuses tags it does not
+know. All sentences are scored at once, as arrays of words: it takes a hundredth of seqeval's time.
 
     >>> gold, predicted = [["B-PER", "I-PER", "O"]], [["I-PER", "I-PER", "O"]]
     >>> score(gold, predicted, "conlleval")["micro"]["f1"], score(gold, predicted, "strict")["micro"]["f1"]
     (1.0, 0.0)
 """
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
 
-from finetune.tags import ENTITY_TYPES, bio_tags, check_tags, check_types, split_tag
+import numpy as np
+
+from finetune.tags import ENTITY_TYPES, check_tags, check_types, split_tag
 
 CONVENTIONS = ("conlleval", "strict")
 
@@ -35,7 +38,19 @@ def spans(tags: Sequence[str], convention: str) -> list[Span]:
     Raises ValueError for an unknown convention and for a tag that is not BIO.
     """
     _check_convention(convention)
-    return _of_convention(_opened_spans(tags), convention)
+    found: list[Span] = []
+    open_type, start, counts = "", 0, False
+    for position, tag in enumerate([*tags, "O"]):
+        prefix, entity_type = split_tag(tag)
+        if tag != "O" and (prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type):
+            raise ValueError(f"{tag!r} at position {position} is not a BIO tag")
+        if prefix == "I" and entity_type == open_type:
+            continue
+        if counts:
+            found.append((open_type, start, position))
+        open_type, start = entity_type, position
+        counts = tag != "O" and (prefix == "B" or convention == "conlleval")
+    return found
 
 
 def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequence[str] = ENTITY_TYPES) -> dict:
@@ -48,12 +63,12 @@ def score(gold: Sentences, predicted: Sentences, convention: str, types: Sequenc
     Raises ValueError, naming the sentence, if the lengths differ or a tag is not BIO over `types`.
     """
     _check_convention(convention)
-    return _score(_span_pairs(gold, predicted, types), convention, types)
+    return _score(*_read(gold, predicted, types), convention, types)
 
 
 def score_both(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
     """`score` in both conventions: ``{"conlleval": ..., "strict": ...}``."""
-    return _score_both(_span_pairs(gold, predicted, types), types)
+    return _score_both(*_read(gold, predicted, types), types)
 
 
 def confusion(
@@ -66,107 +81,90 @@ def confusion(
     no predicted one has. Rows and columns sum to the counts of `score`, which raises the same errors.
     """
     _check_convention(convention)
-    return _confusion(_span_pairs(gold, predicted, types), convention, types)
+    return _confusion(*_read(gold, predicted, types), convention, types)
 
 
 def score_all(gold: Sentences, predicted: Sentences, types: Sequence[str] = ENTITY_TYPES) -> dict:
     """What `score_both` returns, and ``confusion``, from one reading of the tags."""
-    pairs = _span_pairs(gold, predicted, types)
-    return {**_score_both(pairs, types), "confusion": _confusion(pairs, "conlleval", types)}
+    pair = _read(gold, predicted, types)
+    return {**_score_both(*pair, types), "confusion": _confusion(*pair, "conlleval", types)}
 
 
-_OpenedSpan = tuple[Span, bool]
-"""An entity as conlleval reads it, and whether a ``B-`` opens it: those are the entities of the strict reading."""
+class _Entities(NamedTuple):
+    """All sentences' entities in order, as arrays: where they are, what, and whether a ``B-`` opens them."""
+
+    boundaries: np.ndarray
+    """Of the first word and the one behind the last, as one number for each entity."""
+    types: np.ndarray
+    by_b: np.ndarray
+
+    def of(self, convention: str) -> "_Entities":
+        """Those of a convention: the strict reading has but what a ``B-`` opens."""
+        return self if convention == "conlleval" else _Entities(*(array[self.by_b] for array in self))
 
 
-def _opened_spans(tags: Sequence[str]) -> list[_OpenedSpan]:
-    """Entities of one sentence, in order. ValueError for a tag that is not BIO."""
-    if tags.count("O") == len(tags):  # as in many sentences
-        return []
-    found: list[_OpenedSpan] = []
-    open_type, start, by_b = "", 0, False
-    for position, tag in enumerate(tags):
-        if tag == "O":
-            if open_type:
-                found.append(((open_type, start, position), by_b))
-                open_type = ""
-            continue
-        prefix, entity_type = split_tag(tag)
-        if prefix not in ("B", "I") or tag[1:2] != "-" or not entity_type:
-            raise ValueError(f"{tag!r} at position {position} is not a BIO tag")
-        if prefix == "I" and entity_type == open_type:
-            continue
-        if open_type:
-            found.append(((open_type, start, position), by_b))
-        open_type, start, by_b = entity_type, position, prefix == "B"
-    if open_type:
-        found.append(((open_type, start, len(tags)), by_b))
-    return found
-
-
-def _of_convention(opened: list[_OpenedSpan], convention: str) -> list[Span]:
-    return [span for span, by_b in opened if by_b or convention == "conlleval"]
-
-
-_SpanPairs = list[tuple[list[_OpenedSpan], list[_OpenedSpan]]]
-"""Gold and predicted entities of each sentence that has any."""
-
-
-def _span_pairs(gold: Sentences, predicted: Sentences, types: Sequence[str]) -> _SpanPairs:
+def _read(gold: Sentences, predicted: Sentences, types: Sequence[str]) -> tuple[_Entities, _Entities]:
     """All sentences' entities, after a check of their tags."""
     types = check_types(types)
-    known = bio_tags(types)
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} gold sentences, but {len(predicted)} predicted")
-    pairs = []
     for index, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
         if len(gold_tags) != len(predicted_tags):
             raise ValueError(f"sentence {index}: {len(gold_tags)} gold tags, but {len(predicted_tags)} predicted")
-        for name, tags in (("gold", gold_tags), ("predicted", predicted_tags)):
-            if not known.issuperset(tags):
+    try:
+        return _entities(gold, types), _entities(predicted, types)
+    except KeyError:  # the first sentence that has an unknown tag, gold before predicted
+        for index, pair in enumerate(zip(gold, predicted, strict=True)):
+            for name, tags in zip(("gold", "predicted"), pair, strict=True):
                 try:
                     check_tags(tags, types)
                 except ValueError as error:
                     raise ValueError(f"sentence {index}, {name}: {error}") from None
-        pair = _opened_spans(gold_tags), _opened_spans(predicted_tags)
-        if any(pair):
-            pairs.append(pair)
-    return pairs
+        raise
 
 
-def _score(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:
-    spans_of = {"gold": [], "predicted": [], "correct": []}
-    for pair in pairs:
-        gold_spans, predicted_spans = (_of_convention(opened, convention) for opened in pair)
-        spans_of["gold"] += gold_spans
-        spans_of["predicted"] += predicted_spans
-        spans_of["correct"] += set(gold_spans).intersection(predicted_spans)
-    found = {name: Counter(entity_type for entity_type, _, _ in found) for name, found in spans_of.items()}
-    by_type = {t: _fractions(**{name: counts[t] for name, counts in found.items()}) for t in types}
+def _entities(sentences: Sentences, types: Sequence[str]) -> _Entities:
+    """Entities as conlleval reads them. KeyError for an unknown tag."""
+    number = {"O": 0} | {f"{prefix}-{t}": 2 * i + (prefix == "I") for i, t in enumerate(types, 1) for prefix in "BI"}
+    between = ("O",)  # nothing goes on from one sentence to the next
+    words = chain(between, chain.from_iterable(chain(tags, between) for tags in sentences))
+    tags = np.array([number[tag] for tag in words])
+    type_of, inside, by_i = tags // 2, tags > 0, tags % 2 == 1
+    goes_on = by_i[1:] & (type_of[1:] == type_of[:-1])  # from the word before
+    starts = np.flatnonzero(inside[1:] & ~goes_on) + 1
+    ends = np.flatnonzero(inside[:-1] & ~goes_on) + 1
+    return _Entities(starts * (len(tags) + 1) + ends, type_of[starts] - 1, ~by_i[starts])
+
+
+def _score(gold: _Entities, predicted: _Entities, convention: str, types: Sequence[str]) -> dict:
+    gold, predicted = gold.of(convention), predicted.of(convention)
+    _, of_gold, of_predicted = np.intersect1d(gold.boundaries, predicted.boundaries, True, return_indices=True)
+    found = gold.types[of_gold]
+    of_types = {
+        "gold": gold.types,
+        "predicted": predicted.types,
+        "correct": found[found == predicted.types[of_predicted]],
+    }
+    counts = {name: np.bincount(of_type, minlength=len(types)).tolist() for name, of_type in of_types.items()}
     return {
-        "micro": _fractions(**{name: counts.total() for name, counts in found.items()}),
-        "by_type": by_type,
+        "micro": _fractions(**{name: sum(of_type) for name, of_type in counts.items()}),
+        "by_type": {t: _fractions(**{name: counts[name][i] for name in counts}) for i, t in enumerate(types)},
     }
 
 
-def _score_both(pairs: _SpanPairs, types: Sequence[str]) -> dict:
-    return {convention: _score(pairs, convention, types) for convention in CONVENTIONS}
+def _score_both(gold: _Entities, predicted: _Entities, types: Sequence[str]) -> dict:
+    return {convention: _score(gold, predicted, convention, types) for convention in CONVENTIONS}
 
 
-def _confusion(pairs: _SpanPairs, convention: str, types: Sequence[str]) -> dict:
-    labels = [*types, "none"]
-    row = {label: i for i, label in enumerate(labels)}
-    matrix = [[0] * len(labels) for _ in labels]
-    for pair in pairs:
-        # A sentence's entities do not overlap, so boundaries identify them.
-        gold_types, predicted_types = (
-            {(start, end): entity_type for entity_type, start, end in _of_convention(opened, convention)}
-            for opened in pair
-        )
-        for boundaries in gold_types.keys() | predicted_types.keys():
-            labelled = gold_types.get(boundaries, "none"), predicted_types.get(boundaries, "none")
-            matrix[row[labelled[0]]][row[labelled[1]]] += 1
-    return {"labels": labels, "matrix": matrix}
+def _confusion(gold: _Entities, predicted: _Entities, convention: str, types: Sequence[str]) -> dict:
+    gold, predicted = gold.of(convention), predicted.of(convention)
+    _, of_gold, of_predicted = np.intersect1d(gold.boundaries, predicted.boundaries, True, return_indices=True)
+    none = len(types)
+    matrix = np.zeros((none + 1, none + 1), np.int64)
+    np.add.at(matrix, (gold.types[of_gold], predicted.types[of_predicted]), 1)
+    np.add.at(matrix, (np.delete(gold.types, of_gold), none), 1)
+    np.add.at(matrix, (none, np.delete(predicted.types, of_predicted)), 1)
+    return {"labels": [*types, "none"], "matrix": matrix.tolist()}
 
 
 def _check_convention(convention: str) -> None:

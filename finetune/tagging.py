@@ -177,10 +177,8 @@ def assemble(
 ) -> list[list[str]]:
     """Every process's label ids as BIO tags of all source tokens: ``O`` for URLs and for words that were cut off."""
     together = gather_object(labelled) if accelerator.num_processes > 1 else labelled
-    predicted = [over_source_tokens(row, ()) for row in split.rows]
-    for tweet, ids in together:
-        predicted[tweet] = over_source_tokens(split.rows[tweet], scheme.decode(ids))
-    return predicted
+    ids_of = dict(together)
+    return [over_source_tokens(row, scheme.decode(ids_of.get(tweet, ()))) for tweet, row in enumerate(split.rows)]
 
 
 def over_source_tokens(row: dict[str, Any], tags: Sequence[str]) -> list[str]:

@@ -151,11 +151,11 @@ class TagScheme:
 
         Orphans in the ids stay orphans in the tags. Raises ValueError for an id that is no label.
         """
-        tags = []
-        for i in ids:
-            if not 0 <= i < len(self.labels):
-                raise ValueError(f"label id {i} is not in 0 .. {len(self.labels) - 1}")
-            tags.append(self.labels[i])
+        ids, labels = list(ids), self.labels
+        if ids and not (min(ids) >= 0 and max(ids) < len(labels)):
+            wrong = next(i for i in ids if not 0 <= i < len(labels))
+            raise ValueError(f"label id {wrong} is not in 0 .. {len(labels) - 1}")
+        tags = [labels[i] for i in ids]
         return bioes_to_bio(tags) if self.name == "BIOES" else tags
 
     def allowed_transitions(self) -> np.ndarray:

@@ -539,18 +539,22 @@ def micro_batches(
 
 
 class BatchesAhead:
-    """Makes the batches of the next step in a thread while the model works on this one. They depend on nothing else."""
+    """Makes the batches of the next step in a thread while a GPU works on this one. They depend on nothing else.
+
+    On a processor they are made when they are needed: beside the model's threads there is none free to make them.
+    """
 
     def __init__(self, task: TrainingTask, micro_batch: int, accelerator: Accelerator) -> None:
         self.task, self.micro_batch = task, micro_batch
         self.process_index, self.processes = accelerator.process_index, accelerator.num_processes
+        self.ahead = accelerator.device.type != "cpu"
         self.next: Future | None = None
 
     def take(self, plan: Sequence[Sequence[Unit]], position: Position) -> list[tuple[Batch, bool]]:
-        """This process's batches of the step at ``position``; those of the step after it, of the same epoch, are begun."""
+        """This process's batches of the step at ``position``; on a GPU, those of the next one of the epoch are begun."""
         step, epoch = position.step_in_epoch, position.epoch
         batches = self.next.result() if self.next else self._make(plan, step, epoch)
-        self.next = self._begin(plan, step + 1, epoch) if step + 1 < len(plan) else None
+        self.next = self._begin(plan, step + 1, epoch) if self.ahead and step + 1 < len(plan) else None
         return batches
 
     def _begin(self, plan: Sequence[Sequence[Unit]], step: int, epoch: int) -> Future:

@@ -446,8 +446,8 @@ def test_a_stage_can_choose_its_micro_batch(stage):
     assert units == np.concatenate(task.plan(0)).tolist()
 
 
-def fake_accelerator(process: int = 0, processes: int = 1) -> types.SimpleNamespace:
-    return types.SimpleNamespace(process_index=process, num_processes=processes)
+def fake_accelerator(process: int = 0, processes: int = 1, device: str = "cuda") -> types.SimpleNamespace:
+    return types.SimpleNamespace(process_index=process, num_processes=processes, device=torch.device(device))
 
 
 def wait_until(happened) -> None:
@@ -464,12 +464,13 @@ def threads_for_batches() -> list[threading.Thread]:
 @pytest.mark.parametrize("per_step", [7, SAMPLES])
 @pytest.mark.parametrize("start", [(0, 0), (1, 3)])
 @pytest.mark.parametrize("processes", [1, 3])
-def test_batches_made_ahead_are_those_made_in_place(monkeypatch, per_step, start, processes):
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_batches_made_ahead_are_those_made_in_place(monkeypatch, per_step, start, processes, device):
     """From the beginning or from where a run is resumed, over the ends of epochs, also those of a single step."""
     monkeypatch.setattr("test_loop.PER_STEP", per_step)
     for process in range(processes):
         task, micro_batch = Task(), 2
-        ahead = BatchesAhead(task, micro_batch, fake_accelerator(process, processes))
+        ahead = BatchesAhead(task, micro_batch, fake_accelerator(process, processes, device))
         first_epoch, first = start
         for epoch in range(first_epoch, 3):
             plan = task.plan(epoch)
@@ -492,6 +493,14 @@ def test_the_next_step_is_made_while_the_model_works_on_this_one():
         wait_until(lambda made=made: len(task.seen) == made)
         time.sleep(0.005)
         assert [list(units) for units in plan[:made]] == task.seen
+
+
+def test_on_a_processor_no_batch_is_made_before_its_step():
+    task = Task()
+    ahead, plan = BatchesAhead(task, PER_STEP, fake_accelerator(device="cpu")), task.plan(0)
+    for step in range(2):
+        ahead.take(plan, Position(step_in_epoch=step))
+        assert len(task.seen) == step + 1 and not threads_for_batches()
 
 
 class BadData(Exception):

@@ -110,7 +110,7 @@ def rows_as_trained_on(task: MaskedLanguageModelling, processes: int) -> list[tu
     """Step, samples and masked tokens of each row that counts, as a worker makes them ahead for each process."""
     found = []
     for process in range(processes):
-        place = types.SimpleNamespace(process_index=process, num_processes=processes)
+        place = types.SimpleNamespace(process_index=process, num_processes=processes, device=torch.device("cuda"))
         ahead, plan = loop.BatchesAhead(task, task.rows_at_once, place), task.plan(1)
         for step in range(len(plan)):
             for batch, counts in ahead.take(plan, loop.Position(epoch=1, step_in_epoch=step)):
