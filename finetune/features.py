@@ -6,8 +6,9 @@ Shapes: B tweets, T word pieces of the longest, W words of the longest.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -169,35 +170,34 @@ def collate(
     longest = max(len(tweet.pieces) for tweet in tweets)
     length = min(rounded_up(longest, multiple), max(longest, maximum_length or math.inf))
     words = rounded_up(max(1, *(len(tweet.first_piece) for tweet in tweets)), multiple)
-    input_ids = np.full((len(tweets), length), pad_token, np.int64)
-    attention_mask = np.zeros((len(tweets), length), np.int64)
-    token_type_ids = np.zeros((len(tweets), length), np.int64)
-    first_piece = np.zeros((len(tweets), words), np.int64)
-    word_mask = np.zeros((len(tweets), words), bool)
-    label_ids = np.zeros((len(tweets), words), np.int64)
-    for row, tweet in enumerate(tweets):
-        input_ids[row, : len(tweet.pieces)] = tweet.pieces
-        attention_mask[row, : len(tweet.pieces)] = 1
-        token_type_ids[row, tweet.text_length : len(tweet.pieces)] = 1
-        kept = len(tweet.first_piece)
-        first_piece[row, :kept] = tweet.first_piece
-        word_mask[row, :kept] = True
-        if labels is not None:
-            label_ids[row, :kept] = labels[row][:kept]
+    lengths, text_lengths, kept = (
+        np.array(counts)[:, None]
+        for counts in (
+            [len(tweet.pieces) for tweet in tweets],
+            [tweet.text_length for tweet in tweets],
+            [len(tweet.first_piece) for tweet in tweets],
+        )
+    )
+    places = np.arange(length)
+    there, word_mask = places < lengths, np.arange(words) < kept
+
+    def padded(rows: Iterable[Sequence[int]], where: np.ndarray, padding: int = 0) -> np.ndarray:
+        array = np.full(where.shape, padding, np.int64)
+        array[where] = list(chain.from_iterable(rows))
+        return array
+
     arrays = {
-        "input_ids_BT": input_ids,
-        "attention_mask_BT": attention_mask,
-        "token_type_ids_BT": token_type_ids,
-        "first_piece_BW": first_piece,
+        "input_ids_BT": padded((tweet.pieces for tweet in tweets), there, pad_token),
+        "attention_mask_BT": there.astype(np.int64),
+        "token_type_ids_BT": (there & (places >= text_lengths)).astype(np.int64),
+        "first_piece_BW": padded((tweet.first_piece for tweet in tweets), word_mask),
         "word_mask_BW": word_mask,
     }
     if tweets[0].shapes is not None:
-        shape_ids = np.zeros((len(tweets), length), np.int64)
-        for row, tweet in enumerate(tweets):
-            shape_ids[row, : tweet.text_length] = tweet.shapes
-        arrays["shape_ids_BT"] = shape_ids
+        arrays["shape_ids_BT"] = padded((tweet.shapes for tweet in tweets), places < text_lengths)
     if labels is not None:
-        arrays |= {"labels_BW": label_ids, "weight": np.asarray(int(word_mask.sum()))}
+        read = (of_tweet[: len(tweet.first_piece)] for of_tweet, tweet in zip(labels, tweets, strict=True))
+        arrays |= {"labels_BW": padded(read, word_mask), "weight": np.asarray(int(word_mask.sum()))}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 

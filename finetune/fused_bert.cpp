@@ -17,9 +17,9 @@
 #include "fused_kernels.h"
 
 extern "C" struct Sizes {  // as in fused_bert.py
-    long tweets, pieces, words, hidden, heads, inner, layers, threads, training;
+    long tweets, pieces, words, hidden, heads, inner, layers, labels, threads, training;
     uint64_t seed;
-    float hidden_rate, attention_rate, epsilon;
+    float hidden_rate, attention_rate, label_rate, epsilon;
 };
 
 extern "C" struct Inputs {  // as in fused_bert.py
@@ -49,7 +49,13 @@ enum Parameter {
     N2_B,
     OF_A_LAYER
 };
-enum DropoutPlace { OF_SHARES, OF_ATTENDED, OF_CHANGED, IN_A_LAYER };  // after the one behind the embeddings
+enum DropoutPlace {
+    OF_SHARES,
+    OF_ATTENDED,
+    OF_CHANGED,
+    IN_A_LAYER
+};                                         // after the one behind the embeddings, before the one of the labels
+enum LabelParameter { LABEL_W, LABEL_B };  // after those of the layers, where there are labels
 
 // --- What is computed on ---
 
@@ -117,13 +123,14 @@ struct Layer {
 struct Activations {
     std::vector<Layer> layers;
     bf16* normal;
-    float *deviation, *sums;
+    float *deviation, *sums, *of_words;  // of_words [words, H] is what the labels' scores are computed from
 
     Activations(const Sizes& s, Memory& memory) {
         const long pieces = s.tweets * s.pieces, words = s.tweets * s.words;
         normal = memory.take<bf16>(pieces * s.hidden);
         deviation = memory.take<float>(pieces);
         sums = memory.take<float>(std::max(pieces, words) * s.hidden);
+        of_words = memory.take<float>(s.labels ? words * s.hidden : 0);
         for (long l = 0; l < s.layers; l++) {
             const bool last = l == s.layers - 1, first_of_its_kind = s.training || l == 0;
             if (!first_of_its_kind && !last) {
@@ -200,6 +207,8 @@ struct Pass {
 
     const float* const* of_layer(long l) const { return parameters + OF_EMBEDDINGS + l * OF_A_LAYER; }
     Norm norm(const float* weight, const float* bias) const { return {weight, bias, s.epsilon}; }
+    const float* of_label(LabelParameter parameter) const { return of_layer(s.layers)[parameter]; }
+    Dropout of_labels() const { return {s.seed, 1 + s.layers * IN_A_LAYER, s.label_rate}; }
     Dropout of_embeddings() const { return {s.seed, 0, s.hidden_rate}; }
     Dropout of_place(long l, DropoutPlace place) const {
         return {s.seed, 1 + l * IN_A_LAYER + place, place == OF_SHARES ? s.attention_rate : s.hidden_rate};
@@ -300,7 +309,17 @@ void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
              [&](long row, long column, __m512 x) { store(context + row * hidden + column, x); });
 }
 
-// The layer's output goes to the next layer, or from the last one to `output` [B, W, H].
+// A word's scores, from its row.
+void score_labels(const Pass& p, const float* word, float* scores) {
+    for (long label = 0; label < p.s.labels; label++) {
+        const float* weight = p.of_label(LABEL_W) + label * p.s.hidden;
+        __m512 sum = _mm512_setzero_ps();
+        for (long h = 0; h < p.s.hidden; h += LANES) sum = _mm512_fmadd_ps(load(word + h), load(weight + h), sum);
+        scores[label] = _mm512_reduce_add_ps(sum) + p.of_label(LABEL_B)[label];
+    }
+}
+
+// The layer's output goes to the next layer, from the last one to `output`: [B, W, H], or the labels' scores.
 void compute_layer(const Pass& p, long l, long thread, const Panels& panels, const Head& own, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
@@ -347,18 +366,65 @@ void compute_layer(const Pass& p, long l, long thread, const Panels& panels, con
              });
     multiply(Rows::of(layer.active, inner), queries, panels.down, inner / 2, hidden,
              added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
-    auto give = [&](auto* to, long row) {
-        layer.deviation2[row] = normalise(sums + row * hidden, hidden, p.norm(parameters[N2_W], parameters[N2_B]),
-                                          layer.normal2 + row * hidden, [&](long h, __m512 y) { store(to + h, y); });
-    };
-    for (long row = queries.first; row < queries.last; row++)
-        if (p.is_last(l))
-            give(output + p.plan.place_of_word[row] * hidden, row);
-        else
-            give(p.activations.layers[l + 1].x + row * hidden, row);
+    const Norm norm = p.norm(parameters[N2_W], parameters[N2_B]);
+    for (long row = queries.first; row < queries.last; row++) {
+        auto give = [&](auto store_row) {
+            layer.deviation2[row] =
+                normalise(sums + row * hidden, hidden, norm, layer.normal2 + row * hidden, store_row);
+        };
+        if (!p.is_last(l)) {
+            bf16* next = p.activations.layers[l + 1].x + row * hidden;
+            give([&](long h, __m512 y) { store(next + h, y); });
+        } else if (!p.s.labels) {
+            float* to = output + p.plan.place_of_word[row] * hidden;
+            give([&](long h, __m512 y) { store(to + h, y); });
+        } else {
+            float* word = p.activations.of_words + row * hidden;
+            const Dropout dropout = p.of_labels();
+            give([&](long h, __m512 y) { store(word + h, dropout(y, row * hidden + h)); });
+            score_labels(p, word, output + p.plan.place_of_word[row] * p.s.labels);
+        }
+    }
 }
 
 // --- The backward pass ---
+
+// From the gradient of the output to that of the words' rows; and the gradients of the labels' weights.
+void output_backward(const Pass& p, long thread, const Gradients& g, const float* of_output, float* const* gradients) {
+    const long hidden = p.s.hidden, labels = p.s.labels;
+    const Range words = p.queries(p.s.layers - 1, thread);
+    const std::vector<long>& place_of_word = p.plan.place_of_word;
+    const Dropout dropout = p.of_labels();
+    for (long word = words.first; word < words.last; word++) {
+        float* of_word = g.of_words + word * hidden;
+        if (!labels) std::memcpy(of_word, of_output + place_of_word[word] * hidden, hidden * sizeof(float));
+        for (long h = 0; labels && h < hidden; h += LANES) {
+            __m512 sum = _mm512_setzero_ps();
+            for (long label = 0; label < labels; label++) {
+                const __m512 of_score = all(of_output[place_of_word[word] * labels + label]);
+                sum = _mm512_fmadd_ps(of_score, load(p.of_label(LABEL_W) + label * hidden + h), sum);
+            }
+            store(of_word + h, dropout(sum, word * hidden + h));
+        }
+    }
+    float* const* of_labels = gradients + OF_EMBEDDINGS + p.s.layers * OF_A_LAYER;
+    const Range columns = share_of(hidden, LANES, thread, p.s.threads);
+    for (long label = 0; label < labels; label++) {
+        for (long h = columns.first; h < columns.last; h += LANES) {
+            __m512 sum = _mm512_setzero_ps();
+            for (size_t word = 0; word < place_of_word.size(); word++) {
+                const __m512 of_score = all(of_output[place_of_word[word] * labels + label]);
+                sum = _mm512_fmadd_ps(of_score, load(p.activations.of_words + word * hidden + h), sum);
+            }
+            store(of_labels[LABEL_W] + label * hidden + h, sum);
+        }
+        if (thread == 0) {
+            float sum = 0;
+            for (const long place : place_of_word) sum += of_output[place * labels + label];
+            of_labels[LABEL_B][label] = sum;
+        }
+    }
+}
 
 void attend_backward(const Pass& p, long l, const HeadOfTweet& head, const Head& own, const Gradients& g) {
     const Layer& layer = p.activations.layers[l];
@@ -584,7 +650,7 @@ void fused_bert_pack(const Sizes* asked, const float* const* parameters, pair* f
 
 // Returns 0, or 1 where the mask has holes, a tweet no piece, or a word a first piece that its tweet has not.
 int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
-                       char* memory_start, float* output_BWH) {
+                       char* memory_start, float* output) {
     const Sizes s = with_threads(*asked);
     Plan plan;
     if (!plan.make(s, *in)) return 1;
@@ -592,13 +658,12 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
     const Activations activations(s, memory);
     const std::vector<Head> own = heads_of_threads(s, memory);
     const Pass pass{s, plan, *in, parameters, activations};
-    std::memset(output_BWH, 0, s.tweets * s.words * s.hidden * sizeof(float));
+    std::memset(output, 0, s.tweets * s.words * (s.labels ? s.labels : s.hidden) * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
         const long thread = omp_get_thread_num();
         embed(pass, thread);
-        for (long l = 0; l < s.layers; l++)
-            compute_layer(pass, l, thread, Panels(s, panels, l), own[thread], output_BWH);
+        for (long l = 0; l < s.layers; l++) compute_layer(pass, l, thread, Panels(s, panels, l), own[thread], output);
     }
     return 0;
 }
@@ -606,7 +671,7 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
 // After the forward pass with the same sizes, inputs and memory. `gradients` are in the order of the parameters; those
 // of places and types are added to.
 void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
-                         char* memory_start, char* scratch, const float* of_output_BWH, float* of_embedded_BTH,
+                         char* memory_start, char* scratch, const float* of_output, float* of_embedded_BTH,
                          float* const* gradients) {
     const Sizes s = with_threads(*asked);
     Plan plan;
@@ -616,14 +681,11 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
     const Gradients g(s, beside);
     const std::vector<Head> own = heads_of_threads(s, beside);
     const Pass pass{s, plan, *in, parameters, activations};
-    const long hidden = s.hidden;
-    for (size_t word = 0; word < plan.place_of_word.size(); word++)
-        std::memcpy(g.of_words + word * hidden, of_output_BWH + plan.place_of_word[word] * hidden,
-                    hidden * sizeof(float));
-    std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * hidden * sizeof(float));
+    std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * s.hidden * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
         const long thread = omp_get_thread_num();
+        output_backward(pass, thread, g, of_output, gradients);
         for (long l = s.layers - 1; l >= 0; l--) {
             compute_layer_backward(pass, l, thread, Panels(s, panels, l), own[thread], g);
             of_weights(pass, l, g, gradients, thread);

@@ -16,12 +16,13 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
+from finetune.dropout import SixteenBitDropout
 from launch import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
@@ -34,11 +35,14 @@ class Sizes(ctypes.Structure):
     """Of a pass, as in the source."""
 
     _fields_ = [
-        *((name, ctypes.c_long) for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers")),
+        *(
+            (name, ctypes.c_long)
+            for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers", "labels")
+        ),
         ("threads", ctypes.c_long),
         ("training", ctypes.c_long),
         ("seed", ctypes.c_uint64),
-        *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "epsilon")),
+        *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "label_rate", "epsilon")),
     ]
 
 
@@ -101,6 +105,29 @@ class Lent:
         return self.memory.data_ptr()
 
 
+class LabelLayer(NamedTuple):
+    """The linear layer behind the hidden states [L, H] and [L], and the rate of the dropout between."""
+
+    weight: Tensor
+    bias: Tensor
+    rate: float
+
+    @classmethod
+    def of(cls, dropout: nn.Module, classifier: nn.Module) -> LabelLayer | None:
+        """That of two modules, or None where they are others than a plain dropout and a linear layer in fp32."""
+        if type(classifier) is not nn.Linear or type(dropout) not in (nn.Dropout, SixteenBitDropout):
+            return None
+        parameters = classifier.weight, classifier.bias
+        if any(parameter is None or not is_plain(parameter) for parameter in parameters):
+            return None
+        return cls(*parameters, dropout.p if dropout.training else 0.0)
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Whether a parameter is fp32, in one piece."""
+    return parameter.dtype == torch.float32 and parameter.is_contiguous()
+
+
 class FusedBert:
     """A ``BertModel``'s computation; made by :meth:`of`. Like ``LeanBert`` it is no module and has no parameters."""
 
@@ -121,9 +148,7 @@ class FusedBert:
 
     def serves(self, dtype: torch.dtype) -> bool:
         """Whether it computes in this type: bf16, from parameters in fp32."""
-        return dtype == torch.bfloat16 and all(
-            parameter.dtype == torch.float32 and parameter.is_contiguous() for parameter in self.parameters()
-        )
+        return dtype == torch.bfloat16 and all(is_plain(parameter) for parameter in self.parameters())
 
     def __call__(
         self,
@@ -132,23 +157,25 @@ class FusedBert:
         token_type_ids_BT: Tensor,
         first_piece_BW: Tensor,
         unchanged: bool = False,
+        labels: LabelLayer | None = None,
     ) -> Tensor:
-        """The last hidden states [B, W, H], fp32, at each word's first piece; 0 at padding, whose first piece is 0.
+        """The last hidden states [B, W, H], fp32, at each word's first piece; with ``labels`` their scores [B, W, L].
 
-        ``unchanged`` says that the parameters are those of the last call. Dropout is on where the ``BertModel`` is in training.
-        ValueError for a mask with holes, and for a first piece beyond its tweet.
+        They are 0 at padding, whose first piece is 0. ``unchanged`` says that the parameters are those of the last call.
+        Dropout is on where the ``BertModel`` is in training. ValueError for a mask with holes, and for a first piece beyond its
+        tweet.
         """
         embedded_BTH = embedded_BTH.float().contiguous()
         given = [x.contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
-        parameters = self.parameters()
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (embedded_BTH, *parameters)):
-            return Layers.apply(self, embedded_BTH, *given, *parameters)
+        parameters = [*self.parameters(), *(labels[:2] if labels else ())]
+        training = torch.is_grad_enabled() and any(x.requires_grad for x in (embedded_BTH, *parameters))
+        sizes = self.sizes(embedded_BTH, first_piece_BW, training, labels)
+        if training:
+            return Layers.apply(self, sizes, embedded_BTH, *given, *parameters)
         if not unchanged or self.kept_panels is None:
             self.kept_panels = None  # goes back to the pool
-            self.kept_panels, _ = self.packed(self.sizes(embedded_BTH, given[2], False), parameters)
-        return self.computed(
-            self.sizes(embedded_BTH, given[2], False), embedded_BTH, given, parameters, self.kept_panels
-        )[0]
+            self.kept_panels, _ = self.packed(sizes, parameters)
+        return self.computed(sizes, embedded_BTH, given, parameters, self.kept_panels)[0]
 
     def parameters(self) -> list[Tensor]:
         """In the order of the source."""
@@ -156,10 +183,13 @@ class FusedBert:
         rest = [parameter for module in others for parameter in (module.weight, module.bias)]
         return [first.weight, first.bias, *(table.weight for table in self.tables), *rest]
 
-    def sizes(self, embedded_BTH: Tensor, first_piece_BW: Tensor, training: bool) -> Sizes:
+    def sizes(
+        self, embedded_BTH: Tensor, first_piece_BW: Tensor, training: bool, labels: LabelLayer | None = None
+    ) -> Sizes:
         """Of a pass, with a seed for dropout. ``training`` says whether there will be a backward pass."""
         config = self.bert.config
-        drops = self.bert.training
+        label_rate = labels.rate if labels else 0.0
+        rates = (config.hidden_dropout_prob, config.attention_probs_dropout_prob) if self.bert.training else (0.0, 0.0)
         return Sizes(
             *embedded_BTH.shape[:2],
             first_piece_BW.shape[1],
@@ -167,11 +197,12 @@ class FusedBert:
             config.num_attention_heads,
             config.intermediate_size,
             config.num_hidden_layers,
+            len(labels.weight) if labels else 0,
             torch.get_num_threads(),
             training,
-            int(torch.empty((), dtype=torch.int64).random_()) if drops else 0,
-            config.hidden_dropout_prob if drops else 0.0,
-            config.attention_probs_dropout_prob if drops else 0.0,
+            int(torch.empty((), dtype=torch.int64).random_()) if any((*rates, label_rate)) else 0,
+            *rates,
+            label_rate,
             config.layer_norm_eps,
         )
 
@@ -185,16 +216,16 @@ class FusedBert:
     def computed(
         self, sizes: Sizes, embedded_BTH: Tensor, given: Sequence[Tensor], parameters: Sequence[Tensor], panels: Lent
     ) -> tuple[Tensor, Lent]:
-        """The hidden states, and what the backward pass needs of the forward pass."""
+        """The output, and what the backward pass needs of the forward pass."""
         activations = Lent(self.activations, bytes_of(sizes)[1])
-        hidden_BWH = embedded_BTH.new_empty(sizes.tweets, sizes.words, sizes.hidden)
+        output = embedded_BTH.new_empty(sizes.tweets, sizes.words, sizes.labels or sizes.hidden)
         inputs = Inputs(*(x.data_ptr() for x in (embedded_BTH, *given)))
         problem = library().fused_bert_forward(
-            sizes, inputs, addresses(parameters), panels.address, activations.address, hidden_BWH.data_ptr()
+            sizes, inputs, addresses(parameters), panels.address, activations.address, output.data_ptr()
         )
         if problem:
             raise ValueError("an attention mask with holes, or without a piece, or a first piece beyond its tweet")
-        return hidden_BWH, activations
+        return output, activations
 
 
 def modules_of(layer: nn.Module) -> tuple[nn.Module, ...]:
@@ -215,29 +246,23 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        fused: FusedBert,
-        embedded_BTH: Tensor,
-        mask_BT: Tensor,
-        types_BT: Tensor,
-        first_piece_BW: Tensor,
-        *parameters: Tensor,
+        ctx: Any, fused: FusedBert, sizes: Sizes, embedded_BTH: Tensor, *given_and_parameters: Tensor
     ) -> Tensor:
-        """The last hidden states [B, W, H]."""
-        given = (mask_BT, types_BT, first_piece_BW)
-        ctx.fused, ctx.sizes = fused, fused.sizes(embedded_BTH, first_piece_BW, True)
-        panels, ctx.panels = fused.packed(ctx.sizes, parameters)
-        hidden_BWH, ctx.activations = fused.computed(ctx.sizes, embedded_BTH, given, parameters, panels)
-        ctx.save_for_backward(*given, *parameters)
-        return hidden_BWH
+        """The last hidden states [B, W, H] or the labels' scores [B, W, L]; ``given`` are mask, types and first pieces."""
+        given, parameters = given_and_parameters[:3], given_and_parameters[3:]
+        panels, ctx.panels = fused.packed(sizes, parameters)
+        output, ctx.activations = fused.computed(sizes, embedded_BTH, given, parameters, panels)
+        ctx.fused, ctx.sizes = fused, sizes
+        ctx.save_for_backward(*given_and_parameters)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, of_hidden_BWH: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, in fp32."""
         given, parameters = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
-        sizes, of_hidden_BWH = ctx.sizes, of_hidden_BWH.contiguous()
+        sizes, of_output = ctx.sizes, of_output.contiguous()
         scratch = Lent(ctx.fused.scratch, bytes_of(sizes)[2])
-        of_embedded_BTH = of_hidden_BWH.new_empty(sizes.tweets, sizes.pieces, sizes.hidden)
+        of_embedded_BTH = of_output.new_empty(sizes.tweets, sizes.pieces, sizes.hidden)
         gradients = [torch.empty_like(parameter) for parameter in parameters]
         for of_places_or_types in gradients[2:4]:
             of_places_or_types.zero_()
@@ -248,11 +273,11 @@ class Layers(torch.autograd.Function):
             ctx.panels.address,
             ctx.activations.address,
             scratch.address,
-            of_hidden_BWH.data_ptr(),
+            of_output.data_ptr(),
             of_embedded_BTH.data_ptr(),
             addresses(gradients),
         )
-        return None, of_embedded_BTH, None, None, None, *gradients
+        return None, None, of_embedded_BTH, None, None, None, *gradients
 
 
 def bytes_of(sizes: Sizes) -> tuple[int, int, int]:

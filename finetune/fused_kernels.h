@@ -84,7 +84,7 @@ struct Dropout {
         first_key = (uint32_t)x;
         second_key = (uint32_t)(x >> 32);
         dropped = (uint32_t)std::min(4294967295.0, rate * 4294967296.0);
-        scale = 1 / (1 - rate);
+        scale = rate < 1 ? 1 / (1 - rate) : 0;
     }
     bool off() const { return dropped == 0; }
 

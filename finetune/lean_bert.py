@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import BertModel, PreTrainedModel
 
 from finetune.dropout import drop_mask
-from finetune.fused_bert import FusedBert
+from finetune.fused_bert import FusedBert, LabelLayer
 
 PARAMETERS_OF_A_LAYER = 12
 """Weight and bias of: queries; keys; values; the attention's output; the two linear layers behind it."""
@@ -68,8 +68,7 @@ class LeanBert:
         Computed in autocast's type where that is on, else in fp32. Dropout is on where the ``BertModel`` is in training.
         """
         tweets, pieces, hidden = embedded_BTH.shape
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else embedded_BTH.dtype
+        dtype = computed_type(embedded_BTH)
         if self.fused is not None and self.fused.serves(dtype):
             unchanged = self.unchanged_depth > 0
             return self.fused(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW, unchanged)
@@ -86,6 +85,24 @@ class LeanBert:
             for number, (layer, layer_weights) in enumerate(zip(self.bert.encoder.layer, weights, strict=True)):
                 x = self.layer(layer, layer_weights, x, bias_B11T, rows if number == last else None, masks)
         return x.view(tweets, -1, hidden).float()
+
+    def scores(
+        self,
+        embedded_BTH: Tensor,
+        attention_mask_BT: Tensor,
+        token_type_ids_BT: Tensor,
+        first_piece_BW: Tensor,
+        dropout: nn.Module,
+        classifier: nn.Module,
+    ) -> Tensor:
+        """The labels' scores [B, W, L], fp32: what a dropout and a classifier make of the hidden states."""
+        inputs = (embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
+        labels = LabelLayer.of(dropout, classifier)
+        if labels and self.fused is not None and self.fused.serves(computed_type(embedded_BTH)):
+            return self.fused(*inputs, self.unchanged_depth > 0, labels)
+        hidden_BWH = self(*inputs)
+        with torch.autocast("cpu", enabled=False):  # a few columns: rounding them takes longer
+            return classifier(dropout(hidden_BWH))
 
     def embed(self, embedded_BTH: Tensor, token_type_ids_BT: Tensor) -> Tensor:
         """Pieces with their places and segments, normalised: [B, T, H]."""
@@ -165,6 +182,11 @@ class LeanBert:
                 self.kept_weights = None
                 if self.fused is not None:
                     self.fused.kept_panels = None
+
+
+def computed_type(x: Tensor) -> torch.dtype:
+    """Autocast's type where that is on, else that of ``x``."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def linear_modules(layer: nn.Module) -> tuple[nn.Module, ...]:

@@ -117,9 +117,8 @@ class PieceTagger(Tagger):
                 embedded_BTH = self.model.embedded(input_ids_BT, attention_mask_BT, token_type_ids_BT, shape_ids_BT)
             else:
                 embedded_BTH = self.model.get_input_embeddings()(input_ids_BT)
-            hidden_BWH = self.lean(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
-            with torch.autocast("cpu", enabled=False):  # a few columns: rounding them takes longer
-                return self.model.classifier(self.model.dropout(hidden_BWH))
+            inputs = (embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
+            return self.lean.scores(*inputs, self.model.dropout, self.model.classifier)
         inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "token_type_ids": token_type_ids_BT}
         if shape_ids_BT is not None:
             inputs["shape_ids"] = shape_ids_BT

@@ -58,7 +58,7 @@ class ClippedAdamW:
         return cls(optimizer, maximum_norm, library) if library else None
 
     def step(self) -> float:
-        """Take a step; returns the gradients' norm. They are left as they are."""
+        """Take a step; returns the norm of the gradients, which are left as they are."""
         optimizer = self.optimizer
         entries, gradients = [], []
         for group in optimizer.param_groups:

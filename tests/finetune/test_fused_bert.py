@@ -1,7 +1,6 @@
 """The layers in C++ compute what transformers' BertModel does: hidden states, losses, gradients, with and without dropout."""
 
 import copy
-import logging
 import math
 from collections.abc import Iterator
 
@@ -10,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForTokenClassification
 
-from finetune import fused_bert
-from finetune.fused_bert import FusedBert, dropped, library
+from finetune.fused_bert import LabelLayer, dropped, library
 from finetune.tagger import PieceTagger
 
-needs_the_instructions = pytest.mark.skipif(
-    not fused_bert.has_the_instructions(), reason="this processor has no AVX512-BF16, or has AMX"
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="no processor with AVX512-BF16 (and without AMX), or no compiler"
 )
-pytestmark = needs_the_instructions
 
 PIECES = [35, 20, 33, 2, 7]
 WORDS = [20, 11, 13, 0, 3]
@@ -31,7 +28,6 @@ def make_tagger(layers: int = 3, dropout: float = 0.0, **options: object) -> Pie
     model = BertForTokenClassification(config)
     for parameter in model.parameters():  # biases and normalisation, too, shall count
         nn.init.normal_(parameter, std=0.1)
-    model.dropout = nn.Identity()
     return PieceTagger(model).eval()
 
 
@@ -85,9 +81,13 @@ def assert_nearly_the_same(found: dict[str, Tensor], exact: dict[str, Tensor], t
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_loss_and_gradients_are_those_of_the_stock_model(layers):
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_loss_and_gradients_are_those_of_the_stock_model(layers, with_labels):
     fused, batch = make_tagger(layers), make_batch()
     assert fused.lean.fused
+    if not with_labels:
+        fused.model.dropout = nn.Identity()  # then torch computes the scores
+    assert (LabelLayer.of(fused.model.dropout, fused.model.classifier) is not None) == with_labels
     stock = copy.deepcopy(fused)
     stock.lean = None
     exact_loss, exact = loss_and_gradients(stock, batch, bf16=False)
@@ -104,8 +104,17 @@ def test_other_sizes(shape):
     assert_nearly_the_same(loss_and_gradients(fused, make_batch())[1], exact, tolerance=0.05)
 
 
+class GivenDropout(nn.Module):
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.mask
+
+
 def given_masks(tagger: PieceTagger, batch: dict[str, Tensor], seed: int) -> Iterator[Tensor]:
-    """The masks of a fused pass, in the shapes of the lean one's."""
+    """The masks of a fused pass, in the shapes of the lean one's, and that before the classifier."""
     config = tagger.model.config
     tweets, longest = batch["input_ids_BT"].shape
     hidden, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
@@ -134,6 +143,7 @@ def given_masks(tagger: PieceTagger, batch: dict[str, Tensor], seed: int) -> Ite
         yield of_shares(1 + 3 * layer, queries, there.shape[1])
         yield of_rows(2 + 3 * layer, there)
         yield of_rows(3 + 3 * layer, there)
+    yield of_rows(1 + 3 * layers, there_BW)
 
 
 def test_dropout_drops_the_same_forward_and_backward_as_its_masks_say(monkeypatch):
@@ -142,7 +152,9 @@ def test_dropout_drops_the_same_forward_and_backward_as_its_masks_say(monkeypatc
     lean = without_fused(fused)
     torch.manual_seed(7)
     seed = int(torch.empty((), dtype=torch.int64).random_())
-    monkeypatch.setattr(lean.lean, "masks", lambda *_: given_masks(fused, batch, seed))
+    *masks, of_words = given_masks(fused, batch, seed)
+    monkeypatch.setattr(lean.lean, "masks", lambda *_: iter(masks))
+    lean.model.dropout = GivenDropout(of_words.view(len(PIECES), max(WORDS), -1))
     exact_loss, exact = loss_and_gradients(lean, batch, bf16=False)
     torch.manual_seed(7)
     loss, gradients = loss_and_gradients(fused, batch)
@@ -269,34 +281,12 @@ def test_fp32_and_odd_sizes_are_left_to_torch():
     assert not make_tagger().lean.fused.serves(torch.float32)
     assert make_tagger(num_attention_heads=8).lean.fused is None  # heads of 16
     assert make_tagger(intermediate_size=40).lean.fused is None
+    without_bias = nn.Linear(128, 9, bias=False)
+    for dropout, classifier in (
+        (nn.Dropout(), without_bias),
+        (nn.Dropout(), nn.Identity()),
+        (nn.Identity(), nn.Linear(2, 2)),
+    ):
+        assert LabelLayer.of(dropout, classifier) is None
     half = make_tagger().to(torch.bfloat16)
     assert not half.lean.fused.serves(torch.bfloat16)
-
-
-@pytest.mark.parametrize(
-    "compiler, told", [("no-such-compiler", "there is no C++ compiler"), ("false", "returned non-zero")]
-)
-def test_without_a_compiler_it_is_told_once_and_done_without(compiler, told, monkeypatch, tmp_path, caplog):
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING, "finetune.fused_bert"):
-            assert FusedBert.of(make_tagger().model.bert) is None
-    finally:
-        monkeypatch.undo()
-        library.cache_clear()
-    assert [record.getMessage() for record in caplog.records] == [caplog.records[0].getMessage()]
-    assert told in caplog.text and "fused_bert.cpp is not compiled" in caplog.text
-
-
-def test_it_is_compiled_once_for_a_source_and_nothing_half_made_is_left(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    made = fused_bert.compiled()
-    written_at = made.stat().st_mtime_ns
-    assert fused_bert.compiled() == made and made.stat().st_mtime_ns == written_at
-    assert list(made.parent.iterdir()) == [made] and made.parent.stat().st_mode & 0o077 == 0
-    header = tmp_path / "changed.h"
-    header.write_text(fused_bert.HEADER.read_text() + "\n")
-    monkeypatch.setattr(fused_bert, "HEADER", header)
-    assert fused_bert.compiled() != made
