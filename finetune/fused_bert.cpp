@@ -54,7 +54,7 @@ enum DropoutPlace {
     OF_ATTENDED,
     OF_CHANGED,
     IN_A_LAYER
-};                                         // after the one behind the embeddings, before the one of the labels
+};  // after the one behind the embeddings, before the one of the labels
 enum LabelParameter { LABEL_W, LABEL_B };  // after those of the layers, where there are labels
 
 // --- What is computed on ---
@@ -86,6 +86,11 @@ struct Panels {
     }
     static long count(const Sizes& s) { return s.layers * (2 * s.hidden * s.hidden + s.hidden * s.inner); }
 };
+
+// Between rows of the inner layer: beside a power of 2, where twelve rows would share a set of the cache.
+long inner_stride(const Sizes& s) {
+    return s.inner + PANEL;
+}
 
 // Where the tweets' rows are.
 struct Plan {
@@ -146,8 +151,8 @@ struct Activations {
             layer.key_value = memory.take<bf16>(pieces * 2 * s.hidden);
             layer.context = of(s.hidden);
             layer.attended = of(s.hidden);
-            layer.inner = s.training ? of(s.inner) : nullptr;
-            layer.active = of(s.inner);
+            layer.inner = s.training ? of(inner_stride(s)) : nullptr;
+            layer.active = of(inner_stride(s));
             layer.normal1 = of(s.hidden);
             layer.normal2 = of(s.hidden);
             layer.shares = s.training ? memory.take<float>(queries * s.heads * padded(s.pieces)) : nullptr;
@@ -191,7 +196,7 @@ struct Gradients {
         for (bf16** part : {&of_query, &of_context, &of_attended, &of_changed, &of_norm1, &of_norm2})
             *part = memory.take<bf16>(rows * s.hidden);
         of_key_value = memory.take<bf16>(pieces * 2 * s.hidden);
-        of_inner = memory.take<bf16>(rows * s.inner);
+        of_inner = memory.take<bf16>(rows * inner_stride(s));
         for (pair** operand : {&panels, &blocks})
             *operand = memory.take<pair>((rows + 1) / 2 * std::max(s.hidden, s.inner));
     }
@@ -323,7 +328,7 @@ void score_labels(const Pass& p, const float* word, float* scores) {
 void compute_layer(const Pass& p, long l, long thread, const Panels& panels, const Head& own, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
-    const long hidden = p.s.hidden, inner = p.s.inner;
+    const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s);
     const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
     float* sums = p.activations.sums;
     if (p.is_last(l)) {
@@ -359,12 +364,12 @@ void compute_layer(const Pass& p, long l, long thread, const Panels& panels, con
                                           [&](long h, __m512 y) { store(layer.attended + row * hidden + h, y); });
     multiply(Rows::of(layer.attended, hidden), queries, panels.up, hidden / 2, inner,
              [&](long row, long column, __m512 x) {
-                 const long place = row * inner + column;
+                 const long place = row * stride + column;
                  x += load(parameters[UP_B] + column);
                  if (layer.inner) store(layer.inner + place, x);
                  store(layer.active + place, gelu(x).value);
              });
-    multiply(Rows::of(layer.active, inner), queries, panels.down, inner / 2, hidden,
+    multiply(Rows::of(layer.active, stride), queries, panels.down, inner / 2, hidden,
              added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
     const Norm norm = p.norm(parameters[N2_W], parameters[N2_B]);
     for (long row = queries.first; row < queries.last; row++) {
@@ -474,7 +479,7 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Panels& pa
                             const Gradients& g) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
-    const long hidden = p.s.hidden, inner = p.s.inner;
+    const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s);
     const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
     float* gradient = p.is_last(l) ? g.of_words : g.of_pieces;
     // From the gradient of a normalised sum to those of what was added: of the residual in its place; of what dropout
@@ -498,10 +503,10 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Panels& pa
                  g.of_changed);
     multiply(Rows::of(g.of_changed, hidden), queries, panels.down, hidden / 2, inner,
              [&](long row, long column, __m512 x) {
-                 const long place = row * inner + column;
+                 const long place = row * stride + column;
                  store(g.of_inner + place, x * gelu(load(layer.inner + place)).slope);
              });
-    multiply(Rows::of(g.of_inner, inner), queries, panels.up, inner / 2, hidden, add_to(gradient));
+    multiply(Rows::of(g.of_inner, stride), queries, panels.up, inner / 2, hidden, add_to(gradient));
     through_norm(parameters[N1_W], layer.normal1, layer.deviation1, p.of_place(l, OF_ATTENDED), g.of_norm1,
                  g.of_attended);
     multiply(Rows::of(g.of_attended, hidden), queries, panels.out, hidden / 2, hidden,
@@ -527,28 +532,34 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Panels& pa
 void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradients, long thread) {
     const Layer& layer = p.activations.layers[l];
     float* const* of_layer = gradients + OF_EMBEDDINGS + l * OF_A_LAYER;
-    const long hidden = p.s.hidden, inner = p.s.inner, threads = p.s.threads;
+    const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s), threads = p.s.threads;
     const long pieces = p.plan.piece_start.back(), queries = p.query_start(l).back();
+    struct Matrix {
+        const bf16* start;
+        long columns, stride;
+    };
     // Of a weight [outputs, inputs], from what the linear layer read [rows, inputs] and the gradient of what it gave.
-    auto linear = [&](Parameter weight, const bf16* gradient, long stride, const bf16* input, long rows, long outputs,
-                      long inputs) {
-        const long pairs = (rows + 1) / 2;
+    auto linear = [&](Parameter weight, Matrix gradient, Matrix input, long rows) {
+        const long pairs = (rows + 1) / 2, inputs = input.columns;
         const Range of_inputs = share_of(inputs, PANEL, thread, threads);
-        const Range of_outputs = share_of(outputs, BLOCK_ROWS, thread, threads);
+        const Range of_outputs = share_of(gradient.columns, BLOCK_ROWS, thread, threads);
+        float *of_weight = of_layer[weight], *of_bias = of_layer[weight + 1];
 #pragma omp barrier
-        pack_rows(input + of_inputs.first, inputs, rows, of_inputs.count(), g.panels + of_inputs.first * pairs, pairs);
-        pack_transposed(gradient, stride, rows, of_outputs, g.blocks + of_outputs.first * pairs, of_layer[weight + 1]);
+        pack_rows(input.start + of_inputs.first, input.stride, rows, of_inputs.count(),
+                  g.panels + of_inputs.first * pairs, pairs);
+        pack_transposed(gradient.start, gradient.stride, rows, of_outputs, g.blocks + of_outputs.first * pairs,
+                        of_bias);
 #pragma omp barrier
-        float* of_weight = of_layer[weight];
         multiply(Rows::of_packed(g.blocks, pairs), of_outputs, g.panels, pairs, inputs,
                  [=](long row, long column, __m512 x) { store(of_weight + row * inputs + column, x); });
     };
-    linear(DOWN_W, g.of_changed, hidden, layer.active, queries, hidden, inner);
-    linear(UP_W, g.of_inner, inner, layer.attended, queries, inner, hidden);
-    linear(O_W, g.of_attended, hidden, layer.context, queries, hidden, hidden);
-    linear(Q_W, g.of_query, hidden, layer.read, queries, hidden, hidden);
-    linear(K_W, g.of_key_value, 2 * hidden, layer.x, pieces, hidden, hidden);
-    linear(V_W, g.of_key_value + hidden, 2 * hidden, layer.x, pieces, hidden, hidden);
+    const Matrix x{layer.x, hidden, hidden};
+    linear(DOWN_W, {g.of_changed, hidden, hidden}, {layer.active, inner, stride}, queries);
+    linear(UP_W, {g.of_inner, inner, stride}, {layer.attended, hidden, hidden}, queries);
+    linear(O_W, {g.of_attended, hidden, hidden}, {layer.context, hidden, hidden}, queries);
+    linear(Q_W, {g.of_query, hidden, hidden}, {layer.read, hidden, hidden}, queries);
+    linear(K_W, {g.of_key_value, hidden, 2 * hidden}, x, pieces);
+    linear(V_W, {g.of_key_value + hidden, hidden, 2 * hidden}, x, pieces);
     const Range columns = share_of(hidden, LANES, thread, threads);
     of_norm(g.of_norm1, layer.normal1, queries, hidden, columns, of_layer[N1_W], of_layer[N1_B]);
     of_norm(g.of_norm2, layer.normal2, queries, hidden, columns, of_layer[N2_W], of_layer[N2_B]);
@@ -588,6 +599,7 @@ void embed_backward(const Pass& p, long thread, const Gradients& g, float* of_em
 // backward pass.
 void pack_weights(const Sizes& s, const float* const* parameters, pair* forward, pair* backward, long thread) {
     std::vector<bf16> rows(PANEL * std::max(s.hidden, s.inner));
+    const bool past_the_cache = Panels::count(s) * sizeof(pair) > LARGE;
     for (long l = 0; l < s.layers; l++) {
         const float* const* of_layer = parameters + OF_EMBEDDINGS + l * OF_A_LAYER;
         // The weight's outputs begin at `first` of the `all_outputs` in the panels.
@@ -598,10 +610,10 @@ void pack_weights(const Sizes& s, const float* const* parameters, pair* forward,
                 for (long place = 0; place < PANEL * inputs; place += LANES)
                     store(&rows[place], load(of_layer[weight] + row * inputs + place));
                 pack_columns(rows.data(), inputs, PANEL, inputs,
-                             Panels(s, forward, l).*panels + (first + row) * inputs / 2);
+                             Panels(s, forward, l).*panels + (first + row) * inputs / 2, past_the_cache);
                 if (backward)
                     pack_rows(rows.data(), inputs, PANEL, inputs, Panels(s, backward, l).*panels, all_outputs / 2,
-                              (first + row) / 2);
+                              (first + row) / 2, past_the_cache);
             }
         };
         pack(Q_W, s.hidden, s.hidden, &Panels::query, s.hidden, 0);
@@ -611,6 +623,7 @@ void pack_weights(const Sizes& s, const float* const* parameters, pair* forward,
         pack(UP_W, s.inner, s.hidden, &Panels::up, s.inner, 0);
         pack(DOWN_W, s.hidden, s.inner, &Panels::down, s.hidden, 0);
     }
+    _mm_sfence();  // what went past the cache is there for the other threads
 }
 
 // The sizes with as many threads as are to be had: inside of another parallel region it is one.

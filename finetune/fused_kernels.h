@@ -19,6 +19,7 @@ using bf16 = uint16_t;
 using pair = uint32_t;
 
 constexpr long BLOCK_ROWS = 12, PANEL = 32, LANES = 16;
+constexpr size_t LARGE = 8 << 20;  // bytes: more than a core's own cache holds
 
 // --- Rows of 16 numbers ---------------------------------------------------------------------------------------------
 
@@ -181,6 +182,14 @@ inline long padded(long length) {
     return (length + PANEL - 1) / PANEL * PANEL;
 }
 
+// Stores 64 bytes; `past_the_cache` where so much is stored that it would not be found there again.
+inline void put(pair* to, __m512i x, bool past_the_cache) {
+    if (past_the_cache)
+        _mm512_stream_si512((__m512i*)to, x);
+    else
+        _mm512_storeu_si512(to, x);
+}
+
 // 16 rows of 16 numbers, transposed.
 inline void transpose(__m512i (&x)[LANES]) {
     __m512i y[LANES];
@@ -208,7 +217,8 @@ inline void transpose(__m512i (&x)[LANES]) {
 
 // Panels of a B that is given with its columns as rows: [count][depth] -> [count / 32][depth / 2][32]. The depth is a
 // multiple of 32; columns that are missing of the last panel are zero.
-inline void pack_columns(const bf16* x, long stride, long count, long depth, pair* panels) {
+inline void pack_columns(const bf16* x, long stride, long count, long depth, pair* panels,
+                         bool past_the_cache = false) {
     const long pairs = depth / 2;
     for (long first = 0; first < count; first += PANEL, panels += pairs * PANEL)
         for (long half = 0; half < PANEL; half += LANES)
@@ -221,14 +231,14 @@ inline void pack_columns(const bf16* x, long stride, long count, long depth, pai
                 }
                 transpose(rows);
                 for (long lane = 0; lane < LANES; lane++)
-                    _mm512_storeu_si512(panels + (k + lane) * PANEL + half, rows[lane]);
+                    put(panels + (k + lane) * PANEL + half, rows[lane], past_the_cache);
             }
 }
 
 // Panels of a B that is given as it is: [depth][columns] -> [columns / 32][pairs][32]. An odd last row gets zeros
 // beside it. The rows are pairs `first_pair` and on of `pairs`.
 inline void pack_rows(const bf16* x, long stride, long depth, long columns, pair* panels, long pairs,
-                      long first_pair = 0) {
+                      long first_pair = 0, bool past_the_cache = false) {
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
                                          5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
@@ -238,8 +248,8 @@ inline void pack_rows(const bf16* x, long stride, long depth, long columns, pair
             const __m512i even = _mm512_loadu_si512(from);
             const __m512i odd = 2 * k + 1 < depth ? _mm512_loadu_si512(from + stride) : _mm512_setzero_si512();
             pair* to = panels + (first_pair + k) * PANEL;
-            _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-            _mm512_storeu_si512(to + LANES, _mm512_permutex2var_epi16(even, high, odd));
+            put(to, _mm512_permutex2var_epi16(even, low, odd), past_the_cache);
+            put(to + LANES, _mm512_permutex2var_epi16(even, high, odd), past_the_cache);
         }
 }
 
