@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,11 @@ class PieceInputs:
     maximum_length: int
     """Word pieces at the most, padding included."""
 
+    @cached_property
+    def columns(self) -> Columns:
+        """All tweets, to cut batches from."""
+        return Columns.of(self.encoded)
+
     @property
     def lengths(self) -> list[int]:
         """Word pieces of each tweet."""
@@ -94,10 +100,8 @@ class PieceInputs:
         return np.unique(np.concatenate([[self.pad_token], *(tweet.pieces for tweet in self.encoded)]))
 
     def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
-        """Tensors of some of the tweets, as :func:`collate` makes them, in lengths that are :data:`LENGTHS_APART`."""
-        return collate(
-            [self.encoded[tweet] for tweet in tweets], labels, self.pad_token, LENGTHS_APART, self.maximum_length
-        )
+        """Tensors of some of the tweets, as :meth:`Columns.batch` makes them, in lengths that are :data:`LENGTHS_APART`."""
+        return self.columns.batch(tweets, labels, self.pad_token, LENGTHS_APART, self.maximum_length)
 
 
 @dataclass(frozen=True)
@@ -155,50 +159,91 @@ def encode(
     return encoded
 
 
-def collate(
-    tweets: Sequence[Encoded],
-    labels: Sequence[Sequence[int]] | None,
-    pad_token: int,
-    multiple: int = 1,
-    maximum_length: int | None = None,
-) -> dict[str, torch.Tensor]:
-    """Tensors of a batch for :class:`finetune.tagger.PieceTagger`, padded to the longest tweet in it.
+@dataclass(frozen=True)
+class Columns:
+    """What tweets have, one behind another, so that a batch is cut from it at once."""
 
-    ``labels`` are ids for each word. Token types are 0 in the first segment and the padding, 1 in the image words.
-    Pieces and words are padded on to the next ``multiple``, pieces to no more than ``maximum_length``.
-    """
-    longest = max(len(tweet.pieces) for tweet in tweets)
-    length = min(rounded_up(longest, multiple), max(longest, maximum_length or math.inf))
-    words = rounded_up(max(1, *(len(tweet.first_piece) for tweet in tweets)), multiple)
-    lengths, text_lengths, kept = (
-        np.array(counts)[:, None]
-        for counts in (
-            [len(tweet.pieces) for tweet in tweets],
-            [tweet.text_length for tweet in tweets],
-            [len(tweet.first_piece) for tweet in tweets],
+    pieces: np.ndarray
+    piece_start: np.ndarray
+    """Of each tweet, and behind the last."""
+    text_length: np.ndarray
+    first_piece: np.ndarray
+    word_start: np.ndarray
+    shapes: np.ndarray | None
+
+    @classmethod
+    def of(cls, tweets: Sequence[Encoded]) -> Columns:
+        """Of encoded tweets."""
+        shapes = None
+        if tweets and tweets[0].shapes is not None:  # of the second segment it is 0
+            shapes = numbers((*tweet.shapes, *[0] * (len(tweet.pieces) - tweet.text_length)) for tweet in tweets)
+        return cls(
+            numbers(tweet.pieces for tweet in tweets),
+            starts(len(tweet.pieces) for tweet in tweets),
+            numbers((tweet.text_length,) for tweet in tweets)[:, None],
+            numbers(tweet.first_piece for tweet in tweets),
+            starts(len(tweet.first_piece) for tweet in tweets),
+            shapes,
         )
-    )
-    places = np.arange(length)
-    there, word_mask = places < lengths, np.arange(words) < kept
 
-    def padded(rows: Iterable[Sequence[int]], where: np.ndarray, padding: int = 0) -> np.ndarray:
-        array = np.full(where.shape, padding, np.int64)
-        array[where] = list(chain.from_iterable(rows))
-        return array
+    def batch(
+        self,
+        tweets: Sequence[int],
+        labels: Sequence[Sequence[int]] | None,
+        pad_token: int,
+        multiple: int = 1,
+        maximum_length: int | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Tensors of some tweets for :class:`finetune.tagger.PieceTagger`, padded to the longest of them.
 
-    arrays = {
-        "input_ids_BT": padded((tweet.pieces for tweet in tweets), there, pad_token),
-        "attention_mask_BT": there.astype(np.int64),
-        "token_type_ids_BT": (there & (places >= text_lengths)).astype(np.int64),
-        "first_piece_BW": padded((tweet.first_piece for tweet in tweets), word_mask),
-        "word_mask_BW": word_mask,
-    }
-    if tweets[0].shapes is not None:
-        arrays["shape_ids_BT"] = padded((tweet.shapes for tweet in tweets), places < text_lengths)
-    if labels is not None:
-        read = (of_tweet[: len(tweet.first_piece)] for of_tweet, tweet in zip(labels, tweets, strict=True))
-        arrays |= {"labels_BW": padded(read, word_mask), "weight": np.asarray(int(word_mask.sum()))}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        ``labels`` are ids for each of their words. Token types are 0 in the first segment and the padding, 1 in the image
+        words. Pieces and words are padded on to the next ``multiple``, pieces to no more than ``maximum_length``.
+        """
+        rows = np.asarray(tweets)
+        place_BT, there_BT = self._places(self.piece_start, rows, multiple, maximum_length)
+        place_BW, word_mask_BW = self._places(self.word_start, rows, multiple)
+        second_BT = there_BT & (np.arange(there_BT.shape[1]) >= self.text_length[rows])
+        arrays = {
+            "input_ids_BT": np.where(there_BT, self.pieces.take(place_BT, mode="clip"), pad_token),
+            "attention_mask_BT": there_BT.astype(np.int64),
+            "token_type_ids_BT": second_BT.astype(np.int64),
+            "first_piece_BW": taken(self.first_piece, place_BW, word_mask_BW),
+            "word_mask_BW": word_mask_BW,
+        }
+        if self.shapes is not None:
+            arrays["shape_ids_BT"] = taken(self.shapes, place_BT, there_BT)
+        if labels is not None:
+            labels_BW = np.zeros(word_mask_BW.shape, np.int64)
+            counts = word_mask_BW.sum(axis=1).tolist()
+            labels_BW[word_mask_BW] = numbers(row[:count] for row, count in zip(labels, counts, strict=True))
+            arrays |= {"labels_BW": labels_BW, "weight": np.asarray(sum(counts))}
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    @staticmethod
+    def _places(
+        start: np.ndarray, rows: np.ndarray, multiple: int, maximum: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Where each row's numbers stand, padded to one length, and which of them are no padding."""
+        first = start[rows, None]
+        counts = start[rows + 1, None] - first
+        longest = max(1, int(counts.max()))
+        within = np.arange(min(rounded_up(longest, multiple), max(longest, maximum or math.inf)))
+        return first + within, within < counts
+
+
+def numbers(rows: Iterable[Iterable[int]]) -> np.ndarray:
+    """All rows' numbers, one behind another."""
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
+def starts(counts: Iterable[int]) -> np.ndarray:
+    """Where each row begins, and behind the last."""
+    return np.fromiter(accumulate(counts, initial=0), np.int64)
+
+
+def taken(x: np.ndarray, places: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """What stands at the places; 0 at those that are padding."""
+    return np.where(there, x.take(places, mode="clip"), 0) if len(x) else np.zeros(places.shape, np.int64)
 
 
 def rounded_up(length: int, multiple: int) -> int:

@@ -8,6 +8,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from data_prep.layout import CORPUS_FEATURES, NER_FEATURES, TAG_IDS, write_dataset
+from finetune.features import Columns, Encoded
 from pretrain.new_encoder import NewEncoderSettings, learn_vocabulary
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -96,3 +97,8 @@ def make_ner(folder: Path, train: int, validation: int = 12, test: int = 12) -> 
     splits = {split: [row(f"{split}-{i}") for i in range(count)] for split, count in counts.items()}
     write_dataset(folder, splits, NER_FEATURES, "Made-up names")
     return folder
+
+
+def batch_of(encoded: list[Encoded], labels: list[list[int]] | None, pad_token: int) -> dict[str, torch.Tensor]:
+    """All of the encoded tweets as one batch."""
+    return Columns.of(encoded).batch(range(len(encoded)), labels, pad_token)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import batch_of
 from tiny_ner import make_tokenizer
 
 from finetune import features
-from finetune.features import InputFormat, collate, encode, shuffled
+from finetune.features import InputFormat, encode, shuffled
 
 TOKENIZER = make_tokenizer()
 LAYOUT = InputFormat(maximum_length=20, image_length=6)
@@ -118,7 +119,7 @@ def test_more_tweets_than_are_tokenized_at_once(monkeypatch):
 
 def test_collated_batch():
     encoded = encode([["saw", "jordans"], [], ["paris"]], [["sea"], ["sea"], []], TOKENIZER, LAYOUT)
-    batch = collate(encoded, [[4, 5], [], [6]], TOKENIZER.pad_token_id)
+    batch = batch_of(encoded, [[4, 5], [], [6]], TOKENIZER.pad_token_id)
     decoded = [" ".join(TOKENIZER.convert_ids_to_tokens(row)) for row in batch["input_ids_BT"].tolist()]
     assert decoded == [
         "[CLS] saw jordan ##s [SEP] sea [SEP]",
@@ -135,13 +136,13 @@ def test_collated_batch():
 
 def test_collated_labels_of_words_cut_off_are_left_out():
     encoded = encode([["paris"] * 18], [[]], TOKENIZER, LAYOUT)
-    batch = collate(encoded, [list(range(18))], TOKENIZER.pad_token_id)
+    batch = batch_of(encoded, [list(range(18))], TOKENIZER.pad_token_id)
     assert batch["labels_BW"].tolist() == [list(range(17))]
     assert int(batch["weight"]) == 17
 
 
 def test_collated_without_labels_and_without_any_words():
-    batch = collate(encode([[]], [[]], TOKENIZER, LAYOUT), None, 0)
+    batch = batch_of(encode([[]], [[]], TOKENIZER, LAYOUT), None, 0)
     assert "labels_BW" not in batch and "weight" not in batch
     assert batch["word_mask_BW"].tolist() == [[False]]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_models import batch_of
 from torch import nn
 from transformers import AlbertConfig, AlbertForTokenClassification, AutoModel, AutoModelForTokenClassification
 
-from finetune.features import InputFormat, collate, encode
+from finetune.features import InputFormat, encode
 from finetune.ner import NERSettings, build_model, check_encoder, learning_rate_by_name
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
 from finetune.tagger import PieceTagger
@@ -40,7 +41,7 @@ def make_tagger(settings: NERSettings, scheme: str = "BIO") -> PieceTagger:
 
 def make_batch(tokenizer, tweets: list[int], scheme: str = "BIO") -> dict[str, torch.Tensor]:
     encoded = encode([TWEETS[i] for i in tweets], [IMAGE_WORDS[i] for i in tweets], tokenizer, LAYOUT)
-    batch = collate(encoded, [TagScheme(scheme).encode(TAGS[i]) for i in tweets], tokenizer.pad_token_id)
+    batch = batch_of(encoded, [TagScheme(scheme).encode(TAGS[i]) for i in tweets], tokenizer.pad_token_id)
     del batch["weight"]
     return batch
 

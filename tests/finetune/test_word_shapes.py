@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import batch_of
 from tiny_ner import make_tokenizer
 
 from finetune import ner
-from finetune.features import InputFormat, collate, encode
+from finetune.features import InputFormat, encode
 from finetune.ner import NERSettings, build_model
 from finetune.recognizer import Recognizer
 from finetune.tagger import PieceTagger
@@ -37,7 +38,7 @@ def test_shapes(shape, word):
 
 def test_each_piece_has_the_shape_of_its_word_and_all_else_none():
     tweets = encode([["saw", "Jordans", "\u200d", "NASA"], ["A"]], [["Sea"], []], make_tokenizer(), LAYOUT)
-    shape_ids_BT = collate(tweets, None, 0)["shape_ids_BT"]
+    shape_ids_BT = batch_of(tweets, None, 0)["shape_ids_BT"]
     told = [[SHAPES[shape] for shape in row] for row in shape_ids_BT.tolist()]
     assert told[0] == "none lower capitalised capitalised other upper none none none".split()
     assert told[1] == ["none", "one letter", *["none"] * 7]
@@ -46,12 +47,12 @@ def test_each_piece_has_the_shape_of_its_word_and_all_else_none():
 def test_a_tweet_without_words_has_the_shapes_of_no_word():
     empty, with_image, other = encode([[], [], ["Oslo"]], [[], ["sea"], []], make_tokenizer(), LAYOUT)
     assert (empty.shapes, with_image.shapes) == ([0, 0], [0, 0])
-    assert collate([empty, with_image, other], None, 0)["shape_ids_BT"].shape == (3, 4)
+    assert batch_of([empty, with_image, other], None, 0)["shape_ids_BT"].shape == (3, 4)
 
 
 def test_words_that_are_cut_off_have_no_shape():
     [tweet] = encode([["Paris"] * 30], [["sea"]], make_tokenizer(), LAYOUT)
-    shapes = collate([tweet], None, 0)["shape_ids_BT"][0].tolist()
+    shapes = batch_of([tweet], None, 0)["shape_ids_BT"][0].tolist()
     assert shapes == [0, *[SHAPES.index("capitalised")] * 12, 0, 0, 0]
 
 
@@ -66,7 +67,7 @@ def test_a_new_model_computes_what_one_without_shapes_does_and_then_learns_them(
     assert "shape_embeddings.weight" in new
     plain, _ = build_model(replace(settings, input=InputFormat(16, 4)), TagScheme("BIO"))
     plain.load_state_dict(model.state_dict(), strict=False)
-    batch = collate(encode([["saw", "Jordans"]], [[]], make_tokenizer(), LAYOUT), [[0, 1]], 0)
+    batch = batch_of(encode([["saw", "Jordans"]], [[]], make_tokenizer(), LAYOUT), [[0, 1]], 0)
     del batch["weight"]
     unread = {name: x for name, x in batch.items() if name != "shape_ids_BT"}
     tagger = PieceTagger(model).eval()
