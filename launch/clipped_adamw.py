@@ -60,7 +60,7 @@ class ClippedAdamW:
     def step(self) -> float:
         """Take a step; returns the norm of the gradients, which are left as they are."""
         optimizer = self.optimizer
-        entries, gradients = [], []
+        entries, gradients, changed = [], [], []
         for group in optimizer.param_groups:
             rates = group["lr"], group["weight_decay"]
             for parameter in group["params"]:
@@ -74,9 +74,12 @@ class ClippedAdamW:
                 moments = state["exp_avg"], state["exp_avg_sq"]
                 addresses = (x.data_ptr() for x in (parameter, *moments, gradients[-1], state["step"]))
                 entries.append(Parameter(*addresses, parameter.numel(), *rates))
+                changed += [parameter, *moments, state["step"]]
         group = optimizer.param_groups[0]
         settings = Settings(*group["betas"], group["eps"], self.maximum_norm)
-        return self.function((Parameter * len(entries))(*entries), len(entries), settings, torch.get_num_threads())
+        norm = self.function((Parameter * len(entries))(*entries), len(entries), settings, torch.get_num_threads())
+        torch.autograd.graph.increment_version(changed)  # as torch's operations do: others go by it
+        return norm
 
 
 def is_plain(parameter: torch.Tensor) -> bool:

@@ -343,6 +343,7 @@ def train(
         None, "training", total=expected_steps(schedule, len(plan)), unit="step", initial=position.step
     )
     last_logged, logged_size = time.monotonic(), 0
+    model.train()  # once, and after evaluations: it goes through all modules
 
     while not position.finished:
         if position.step_in_epoch >= len(plan):
@@ -358,8 +359,6 @@ def train(
             group["lr"] = group["peak_learning_rate"] * schedule.factor(share_done)
 
         # One optimizer step: every process takes its share of the units, a micro-batch at a time.
-        if not model.training:  # it goes through all modules
-            model.train()
         total_weight = sum_over_processes(
             accelerator, sum(float(batch["weight"]) for batch, counts in batches if counts)
         )
@@ -659,6 +658,7 @@ def evaluate(
     model.eval()
     with torch.no_grad():
         metrics = task.evaluate(model, accelerator)
+    model.train()
     epoch = round(position.epochs(steps_per_epoch), 4)
     stage.log_metrics(
         event="evaluate",

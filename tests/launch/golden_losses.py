@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
@@ -28,6 +29,7 @@ from tokenizers.models import WordPiece  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from finetune import ner  # noqa: E402
+from launch import native  # noqa: E402
 from launch.stage import iterate_jsonl, machine, versions  # noqa: E402
 from pretrain import mlm  # noqa: E402
 from pretrain.new_encoder import SPECIAL_TOKENS  # noqa: E402
@@ -56,7 +58,10 @@ def measure(folder: Path) -> dict[str, list[float]]:
         for name, (main, corpus, arguments) in STAGES.items():
             output = folder / name
             arguments = [*COMMON, *arguments, f"--encoder={encoder}", f"--data={data[corpus]}", f"--output={output}"]
-            assert main(arguments) == 0
+            with mock.patch.object(
+                native, "library", return_value=None
+            ):  # what a compiler makes is not the same anywhere
+                assert main(arguments) == 0
             losses[name] = [row["loss"] for row in iterate_jsonl(output / "metrics.jsonl")]
     finally:
         torch.set_num_threads(threads)

@@ -540,6 +540,26 @@ def test_no_thread_is_left_behind(tmp_path):
     assert interrupted.tb and failed.tb
 
 
+def test_all_modules_are_in_training_in_each_step_and_in_none_of_the_evaluations(stage, monkeypatch):
+    """Also where they came in evaluation, inside of a new module, as encoders from a checkpoint do."""
+    seen: list[tuple[bool, bool]] = []
+    made, forward = Regression.__init__, Regression.forward
+
+    def with_parts_in_evaluation(self, dropout: float) -> None:
+        made(self, dropout)
+        self.dropout.eval()
+
+    def noting(self, x, y):
+        seen.append((self.training, self.dropout.training))
+        return forward(self, x, y)
+
+    monkeypatch.setattr(Regression, "__init__", with_parts_in_evaluation)
+    monkeypatch.setattr(Regression, "forward", noting)
+    run(stage, dropout=0.5, evaluate_steps=2)
+    assert set(seen) <= {(True, True), (False, False)} and seen[0] == (True, True)
+    assert seen.count((True, True)) == 2 * STEPS_PER_EPOCH
+
+
 @pytest.fixture
 def new_accelerator():
     """Accelerate keeps the precision of the first Accelerator of a process."""
