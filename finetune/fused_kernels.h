@@ -57,11 +57,12 @@ struct Gelu {
     __m512 value, slope;
 };
 
-// x Phi(x) and its derivative Phi(x) + x phi(x); Phi by Abramowitz and Stegun, 7.1.26, to 1e-7.
+// x Phi(x) and its derivative Phi(x) + x phi(x); Phi by Abramowitz and Stegun, 7.1.26, with an approximate reciprocal:
+// to 1e-4 of its tail, where bf16 is to 4e-3.
 inline Gelu gelu(__m512 x) {
     const __m512 z = _mm512_abs_ps(x) * all(0.70710678f);
     const __m512 bell = exponential(z * -z);
-    const __m512 t = all(1.f) / _mm512_fmadd_ps(z, all(0.3275911f), all(1.f));
+    const __m512 t = _mm512_rcp14_ps(_mm512_fmadd_ps(z, all(0.3275911f), all(1.f)));
     __m512 p = all(1.061405429f);
     for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = _mm512_fmadd_ps(p, t, all(c));
     const __m512 tail = all(0.5f) * p * t * bell;  // Phi(-|x|)

@@ -136,6 +136,10 @@ class TagScheme:
     def _ids(self) -> dict[str, int]:
         return {label: i for i, label in enumerate(self.labels)}
 
+    @cached_property
+    def _labels_by_id(self) -> dict[int, str]:
+        return dict(enumerate(self.labels))
+
     def encode(self, tags: Sequence[str]) -> list[int]:
         """Label ids [W] of the BIO tags [W] of one sentence.
 
@@ -151,11 +155,10 @@ class TagScheme:
 
         Orphans in the ids stay orphans in the tags. Raises ValueError for an id that is no label.
         """
-        ids, labels = list(ids), self.labels
-        if ids and not (min(ids) >= 0 and max(ids) < len(labels)):
-            wrong = next(i for i in ids if not 0 <= i < len(labels))
-            raise ValueError(f"label id {wrong} is not in 0 .. {len(labels) - 1}")
-        tags = [labels[i] for i in ids]
+        try:
+            tags = [self._labels_by_id[i] for i in ids]
+        except KeyError as error:
+            raise ValueError(f"label id {error.args[0]} is not in 0 .. {len(self.labels) - 1}") from None
         return bioes_to_bio(tags) if self.name == "BIOES" else tags
 
     def allowed_transitions(self) -> np.ndarray:
