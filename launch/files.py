@@ -12,6 +12,11 @@ from typing import Any
 HASH_BLOCK_BYTES = 1 << 20
 
 
+def default_cache() -> Path:
+    """Where is kept what can be made again, tokenized texts and compiled code: ``$MSB_CACHE``, or ``~/.cache/msb-ner``."""
+    return Path(os.environ.get("MSB_CACHE") or Path.home() / ".cache" / "msb-ner")
+
+
 def sha256_of_file(path: Path) -> str:
     """Hex SHA-256 of the file's bytes."""
     digest = hashlib.sha256()

@@ -16,6 +16,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from launch.files import default_cache
+
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
 
 logger = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def compiled(source: Path, instructions: tuple[str, ...]) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     read = [source.read_text(), *(header.read_text() for header in sorted(source.parent.glob("*.h")))]
     name = hashlib.sha256("\0".join([*read, version, *flags]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "msb-ner"
+    folder = default_cache() / "compiled"
     target = folder / f"{source.stem}-{name}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -22,6 +22,7 @@ from data_prep.layout import read_ids
 from data_prep.streamed_texts import data_input, is_streamed, iterate_streamed_texts
 from data_prep.text_batches import Place, TextBatch, iterate_texts
 from launch.errors import InputError
+from launch.files import default_cache
 from launch.loop import (
     Batch,
     RunSettings,
@@ -48,7 +49,7 @@ from pretrain.masking import Masking
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
 from pretrain.packing import PackedSteps, lay_out, rows_of_step
-from pretrain.token_store import TokenStore, default_cache
+from pretrain.token_store import TokenStore
 from pretrain.tokenizing import tokenize
 
 EVALUATION_SEED = 20031217

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +24,6 @@ from launch.files import sha256_of_file
 
 SPECIAL, BEGINS_WORD, CONTINUES_WORD = 0, 1, 2
 """Kinds of tokens. Special are [CLS] and [SEP], and what joins image words: none of them is ever masked."""
-
-
-def default_cache() -> Path:
-    """Where stores are kept: ``$MSB_CACHE``, or ``~/.cache/msb-ner``."""
-    return Path(os.environ.get("MSB_CACHE") or Path.home() / ".cache" / "msb-ner")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,14 @@ def fresh_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def token_cache(tmp_path_factory) -> Path:
-    """Where tokenized texts go, also those of the processes that tests start: not into the home folder."""
-    folder = tmp_path_factory.mktemp("token-cache")
-    os.environ["MSB_CACHE"] = str(folder)
-    return folder
+def pytest_configure(config: pytest.Config) -> None:
+    """Tokenized texts and compiled code go into a folder of this run, also those of the processes that tests start."""
+    folder = tempfile.TemporaryDirectory(prefix="msb-cache-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["MSB_CACHE"] = folder.name
+
+
+@pytest.fixture(scope="session")
+def token_cache() -> Path:
+    """Where tokenized texts go."""
+    return Path(os.environ["MSB_CACHE"])

@@ -14,7 +14,7 @@ extern "C" int answer() { return 10 * FOUR + 2; }
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("MSB_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "sources"
     folder.mkdir()
     (folder / "four.h").write_text("#define FOUR 4\n")
@@ -40,7 +40,7 @@ def test_a_broken_source_is_told_with_the_compilers_words_and_leaves_nothing(sou
         assert native.library(source, ()) is None
     (record,) = caplog.records
     assert "answer.cpp is not compiled, steps are slower" in record.getMessage()
-    assert not list((source.parent.parent / "cache" / "msb-ner").iterdir())
+    assert not list((source.parent.parent / "cache" / "compiled").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_without_a_compiler_it_is_told_and_done_without(source, compiler, told, 
 
 def test_a_cache_that_cannot_be_written_is_told(source, monkeypatch, caplog, tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("MSB_CACHE", str(tmp_path / "file"))
     with caplog.at_level(logging.WARNING, "launch.native"):
         assert native.library(source, ()) is None
     assert "answer.cpp is not compiled" in caplog.text

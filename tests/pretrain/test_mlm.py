@@ -24,7 +24,7 @@ from transformers import (
 
 from data_prep.text_batches import iterate_texts
 from launch import loop
-from launch.files import sha256_of_file
+from launch.files import default_cache, sha256_of_file
 from launch.loop import RunSettings, make_accelerator, micro_batches
 from launch.stage import iterate_jsonl, read_manifest
 from pretrain import mlm
@@ -33,7 +33,6 @@ from pretrain.masking import Masking
 from pretrain.mlm import MaskedLanguageModelling, MLMSettings, main
 from pretrain.model import PackedMaskedLanguageModel, load_masked_language_model
 from pretrain.output_layer import NO_LABEL
-from pretrain.token_store import default_cache
 from pretrain.tokenizing import tokenize
 
 TOKENIZER = make_tokenizer()

@@ -16,9 +16,10 @@ from transformers import PreTrainedTokenizerFast
 from data_prep import layout, text_batches
 from data_prep.text_batches import BEGIN, Place, TextBatch, iterate_texts
 from launch.errors import InputError
+from launch.files import default_cache
 from pretrain import tokenizing
 from pretrain.cutter import Cutter
-from pretrain.token_store import BEGINS_WORD, CONTINUES_WORD, SPECIAL, TokenStore, default_cache, open_stores
+from pretrain.token_store import BEGINS_WORD, CONTINUES_WORD, SPECIAL, TokenStore, open_stores
 
 TOKENIZER = make_tokenizer()
 PATIENCE_SECONDS = 120
