@@ -29,33 +29,12 @@ extern "C" struct Inputs {  // as in fused_bert.py
 
 namespace {
 
+// clang-format off
 enum EmbeddingParameter { N_W, N_B, PLACES, TYPES, OF_EMBEDDINGS };
-enum Parameter {
-    Q_W,
-    Q_B,
-    K_W,
-    K_B,
-    V_W,
-    V_B,
-    O_W,
-    O_B,
-    N1_W,
-    N1_B,
-    UP_W,
-    UP_B,
-    DOWN_W,
-    DOWN_B,
-    N2_W,
-    N2_B,
-    OF_A_LAYER
-};
-enum DropoutPlace {
-    OF_SHARES,
-    OF_ATTENDED,
-    OF_CHANGED,
-    IN_A_LAYER
-};  // after the one behind the embeddings, before the one of the labels
+enum Parameter { Q_W, Q_B, K_W, K_B, V_W, V_B, O_W, O_B, N1_W, N1_B, UP_W, UP_B, DOWN_W, DOWN_B, N2_W, N2_B, OF_A_LAYER };
 enum LabelParameter { LABEL_W, LABEL_B };  // after those of the layers, where there are labels
+enum DropoutPlace { OF_SHARES, OF_ATTENDED, OF_CHANGED, IN_A_LAYER };  // between those of the embeddings and the labels
+// clang-format on
 
 // --- What is computed on ---
 

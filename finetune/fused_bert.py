@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import BertModel
 
 from finetune.dropout import SixteenBitDropout
@@ -257,6 +258,7 @@ class Layers(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients, in fp32."""
         given, parameters = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
