@@ -5,7 +5,7 @@
 // Products are of bf16, added up in fp32. Activations are bf16; what is computed within a row (normalisation, softmax,
 // the residual's gradient) is fp32.
 //
-// What is computed depends on nothing but the inputs: not on the number of threads, nor on the other tweets.
+// What is computed does not depend on the number of threads and, but for dropout's masks, not on the other tweets.
 //
 // Names: pieces are the rows of all tweets, one behind another. Queries are the rows that a layer computes: all pieces,
 // in the last layer the words' first pieces. H hidden size, D size of a head, T padded length of a tweet.
@@ -17,7 +17,7 @@
 #include "fused_kernels.h"
 
 extern "C" struct Sizes {  // as in fused_bert.py
-    long tweets, pieces, words, hidden, heads, inner, layers, labels, threads, training;
+    long tweets, pieces, words, hidden, heads, inner, layers, labels, places, types, threads, training;
     uint64_t seed;
     float hidden_rate, attention_rate, label_rate, epsilon;
 };
@@ -76,14 +76,18 @@ struct Plan {
     std::vector<long> piece_start, word_start;                       // of each tweet, and behind the last
     std::vector<long> place_of_piece, piece_of_word, place_of_word;  // in the padded input; a row; in the output
 
-    // Whether the inputs can be.
+    // False where a tweet has no piece, more than there are places, or holes in its mask; for types that there are not;
+    // for a first piece beyond its tweet.
     bool make(const Sizes& s, const Inputs& in) {
         piece_start = word_start = {0};
         for (long tweet = 0; tweet < s.tweets; tweet++) {
             const int64_t* mask = in.attention_mask_BT + tweet * s.pieces;
             const long length = std::count(mask, mask + s.pieces, 1);
-            if (length == 0 || std::count(mask, mask + length, 1) != length) return false;
-            for (long t = 0; t < length; t++) place_of_piece.push_back(tweet * s.pieces + t);
+            if (length == 0 || length > s.places || std::count(mask, mask + length, 1) != length) return false;
+            for (long place = tweet * s.pieces; place < tweet * s.pieces + length; place++) {
+                if (in.token_type_ids_BT[place] < 0 || in.token_type_ids_BT[place] >= s.types) return false;
+                place_of_piece.push_back(place);
+            }
             for (long word = tweet * s.words; word < (tweet + 1) * s.words; word++)
                 if (const long piece = in.first_piece_BW[word]) {  // the first token, 0, stands at no word
                     if (piece < 0 || piece >= length) return false;
@@ -605,14 +609,10 @@ void pack_weights(const Sizes& s, const float* const* parameters, pair* forward,
     _mm_sfence();  // what went past the cache is there for the other threads
 }
 
-// The sizes with as many threads as are to be had: inside of another parallel region it is one.
-Sizes with_threads(Sizes s) {
-    long granted = 1;
-#pragma omp parallel num_threads(s.threads)
+// In a parallel region: there may be fewer threads than were asked for, as within another region.
+void count_threads(Sizes& s) {
 #pragma omp single
-    granted = omp_get_num_threads();
-    s.threads = granted;
-    return s;
+    s.threads = omp_get_num_threads();
 }
 
 }  // namespace
@@ -635,15 +635,18 @@ void fused_bert_bytes(const Sizes* s, long* panels, long* forward, long* backwar
 
 // `backward` may be null.
 void fused_bert_pack(const Sizes* asked, const float* const* parameters, pair* forward, pair* backward) {
-    const Sizes s = with_threads(*asked);
+    Sizes s = *asked;
 #pragma omp parallel num_threads(s.threads)
-    pack_weights(s, parameters, forward, backward, omp_get_thread_num());
+    {
+        count_threads(s);
+        pack_weights(s, parameters, forward, backward, omp_get_thread_num());
+    }
 }
 
-// Returns 0, or 1 where the mask has holes, a tweet no piece, or a word a first piece that its tweet has not.
+// Returns 0, or 1 where the inputs cannot be: see Plan::make.
 int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
                        char* memory_start, float* output) {
-    const Sizes s = with_threads(*asked);
+    Sizes s = *asked;
     Plan plan;
     if (!plan.make(s, *in)) return 1;
     Memory memory{memory_start};
@@ -653,6 +656,7 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
     std::memset(output, 0, s.tweets * s.words * (s.labels ? s.labels : s.hidden) * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
+        count_threads(s);
         const long thread = omp_get_thread_num();
         embed(pass, thread);
         for (long l = 0; l < s.layers; l++) compute_layer(pass, l, thread, Panels(s, panels, l), own[thread], output);
@@ -665,7 +669,7 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
 void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
                          char* memory_start, char* scratch, const float* of_output, float* of_embedded_BTH,
                          float* const* gradients) {
-    const Sizes s = with_threads(*asked);
+    Sizes s = *asked;
     Plan plan;
     plan.make(s, *in);
     Memory memory{memory_start}, beside{scratch};
@@ -676,6 +680,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
     std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * s.hidden * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
+        count_threads(s);
         const long thread = omp_get_thread_num();
         output_backward(pass, thread, g, of_output, gradients);
         for (long l = s.layers - 1; l >= 0; l--) {

@@ -1,11 +1,11 @@
 """BERT's layers in C++, in bf16 on processors with AVX512-BF16: `fused_bert.cpp`, compiled when it is first used.
 
 A step of 16 tweets takes torch a thousand operations, whose start costs more than what they do. Here it is one call forward and
-one backward, without padding, each thread with its share of the tweets. Where there is no such processor or no compiler,
+one backward, without padding. Where there is no such processor or no compiler,
 :class:`finetune.lean_bert.LeanBert` does without.
 
-What is computed depends neither on the number of threads nor on what else is in the batch; of torch's generator, one number a
-pass is drawn for dropout.
+What is computed does not depend on the number of threads and, but for dropout's masks, not on what else is in the batch. Of
+torch's generator, one number a pass is drawn for dropout. A ``FusedBert`` is for one Python thread at a time.
 
 Shapes: B tweets, T word pieces of the longest, W words of the longest, H hidden size.
 """
@@ -36,12 +36,8 @@ class Sizes(ctypes.Structure):
     """Of a pass, as in the source."""
 
     _fields_ = [
-        *(
-            (name, ctypes.c_long)
-            for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers", "labels")
-        ),
-        ("threads", ctypes.c_long),
-        ("training", ctypes.c_long),
+        *((name, ctypes.c_long) for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers")),
+        *((name, ctypes.c_long) for name in ("labels", "places", "types", "threads", "training")),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "label_rate", "epsilon")),
     ]
@@ -84,11 +80,17 @@ class Pool:
 
     def take(self, size: int) -> Tensor:
         """Memory of at least this size, in bytes. Smaller memory that is free is given up."""
-        while self.free:
-            memory = self.free.pop()
+        while True:
+            try:
+                memory = self.free.pop()
+            except IndexError:  # asked for so, since another thread may take the last
+                return torch.empty(size, dtype=torch.uint8)
             if len(memory) >= size:
                 return memory
-        return torch.empty(size, dtype=torch.uint8)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pool:
+        """A new one: what is free here is of no use elsewhere."""
+        return Pool()
 
 
 class Lent:
@@ -162,21 +164,25 @@ class FusedBert:
     ) -> Tensor:
         """The last hidden states [B, W, H], fp32, at each word's first piece; with ``labels`` their scores [B, W, L].
 
-        They are 0 at padding, whose first piece is 0. ``unchanged`` says that the parameters are those of the last call.
+        They are 0 at padding, whose first piece is 0. ``unchanged`` says that the weights are packed once and kept.
         Dropout is on where the ``BertModel`` is in training. ValueError for a mask with holes, and for a first piece beyond its
         tweet.
         """
         embedded_BTH = embedded_BTH.float().contiguous()
-        given = [x.contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
+        given = [x.to(torch.int64).contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
+        if not attention_mask_BT.shape == token_type_ids_BT.shape == embedded_BTH.shape[:2]:
+            raise ValueError("an attention mask or token types of another shape than the pieces")
         parameters = [*self.parameters(), *(labels[:2] if labels else ())]
         training = torch.is_grad_enabled() and any(x.requires_grad for x in (embedded_BTH, *parameters))
         sizes = self.sizes(embedded_BTH, first_piece_BW, training, labels)
         if training:
             return Layers.apply(self, sizes, embedded_BTH, *given, *parameters)
-        if not unchanged or self.kept_panels is None:
-            self.kept_panels = None  # goes back to the pool
-            self.kept_panels, _ = self.packed(sizes, parameters)
-        return self.computed(sizes, embedded_BTH, given, parameters, self.kept_panels)[0]
+        panels = self.kept_panels if unchanged else None
+        if panels is None:
+            panels, _ = self.packed(sizes, parameters)
+        if unchanged:
+            self.kept_panels = panels
+        return self.computed(sizes, embedded_BTH, given, parameters, panels)[0]
 
     def parameters(self) -> list[Tensor]:
         """In the order of the source."""
@@ -199,6 +205,8 @@ class FusedBert:
             config.intermediate_size,
             config.num_hidden_layers,
             len(labels.weight) if labels else 0,
+            config.max_position_embeddings,
+            config.type_vocab_size,
             torch.get_num_threads(),
             training,
             int(torch.empty((), dtype=torch.int64).random_()) if any((*rates, label_rate)) else 0,
@@ -225,7 +233,10 @@ class FusedBert:
             sizes, inputs, addresses(parameters), panels.address, activations.address, output.data_ptr()
         )
         if problem:
-            raise ValueError("an attention mask with holes, or without a piece, or a first piece beyond its tweet")
+            raise ValueError(
+                "a tweet that is longer than the encoder's places, an attention mask with holes or without a piece, "
+                "token types that the encoder has not, or a first piece beyond its tweet"
+            )
         return output, activations
 
 
@@ -296,7 +307,8 @@ def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
 
 def dropped(x: Tensor, seed: int, place: int, rate: float) -> Tensor:
     """``x`` as dropout leaves it in a pass with this seed, at a place: 0 is behind the embeddings, then come three of each
-    layer: the attention's shares, what it gives, what the two linear layers give. The elements of ``x`` are numbered in a row.
+    layer (the attention's shares, what it gives, what the two linear layers give), last the one before the labels. The elements
+    of ``x`` are numbered in a row.
     """
     y = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % MULTIPLE))
     library().fused_bert_dropout(seed, place, rate, len(y), y.data_ptr())

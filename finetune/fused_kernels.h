@@ -171,6 +171,7 @@ void multiply(Rows a, Range rows, const pair* panels, long pairs, long columns, 
                 multiply_block<size.value>(a.start + row * a.block_stride, a.row_stride, a.packed ? size.value : 1,
                                            panels, pairs, row, column, epilogue);
         };
+        // A packed last block is whole: of a multiple of 32 rows, 0, 4 or 8 are left.
         blocks_of(std::integral_constant<long, 12>());
         blocks_of(std::integral_constant<long, 8>());
         blocks_of(std::integral_constant<long, 4>());
@@ -183,7 +184,8 @@ inline long padded(long length) {
     return (length + PANEL - 1) / PANEL * PANEL;
 }
 
-// Stores 64 bytes; `past_the_cache` where so much is stored that it would not be found there again.
+// Stores 64 bytes; `past_the_cache`, to a multiple of 64, where so much is stored that it would not be found there
+// again.
 inline void put(pair* to, __m512i x, bool past_the_cache) {
     if (past_the_cache)
         _mm512_stream_si512((__m512i*)to, x);

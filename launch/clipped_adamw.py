@@ -50,7 +50,7 @@ class ClippedAdamW:
         groups = optimizer.param_groups
         if type(optimizer) is not torch.optim.AdamW or any(group["amsgrad"] or group["maximize"] for group in groups):
             return None
-        if len({(group["betas"], group["eps"]) for group in groups}) != 1:
+        if len({(*group["betas"], group["eps"]) for group in groups}) != 1:
             return None
         if any(not is_plain(parameter) for group in groups for parameter in group["params"]):
             return None

@@ -334,7 +334,12 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     fast_optimizer = None if by_deepspeed else ClippedAdamW.of(plain_optimizer, maximum_gradient_norm)
-    computed = {"precision": precision_of(run), "compiled": run.compile, **getattr(unwrapped(model), "computed_by", {})}
+    computed = {
+        "precision": precision_of(run),
+        "compiled": run.compile,
+        "optimizer": "clipped_adamw.cpp" if fast_optimizer else "torch",
+        **(getattr(unwrapped(model), "computed_by", {}) if precision_of(run) == "bf16" else {}),
+    }
     position = resume(stage, accelerator, model, plain_optimizer, folder, computed)
     clock = Clock(position.seconds)
     plan = task.plan(position.epoch)
@@ -371,6 +376,7 @@ def train(
                 loss_sum += float(loss.detach())
                 # DDP and DeepSpeed average gradients over processes; the loss is a sum over them.
                 accelerator.backward(loss * (accelerator.num_processes / max(total_weight, 1.0)))
+            del loss  # and with it what it was computed from, before the next is
         # One process may have its signal a step before another: they agree, in passing.
         loss_sum, asked_to_stop = sums_over_processes(accelerator, loss_sum, float(stop_requests.asked_by is not None))
         if not math.isfinite(loss_sum):
@@ -489,8 +495,8 @@ def resume(
                 f"{newest} was written by {state['written_by']}, and {kind_of_training(accelerator)} cannot read it. "
                 "Start the stage as before, or begin anew with --resume never."
             )
-        if changed := {name: was for name, was in state.get("computed", {}).items() if was != computed[name]}:
-            was, now = (", ".join(f"{name} {values[name]}" for name in changed) for values in (changed, computed))
+        if changed := {name: was for name, was in state.get("computed", {}).items() if was != computed.get(name)}:
+            was, now = (", ".join(f"{name} {values.get(name)}" for name in changed) for values in (changed, computed))
             stage.warn(
                 f"computed until now with {was}, on this machine with {now}: not bit for bit what either would be"
             )

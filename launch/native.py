@@ -33,7 +33,7 @@ def library(source: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(compiled(source, instructions)))
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home folder
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         logger.warning("%s is not compiled, steps are slower: %s", source.name, reason[-1] if reason else error)
         return None
@@ -57,21 +57,31 @@ def processor_flags() -> frozenset[str]:
 def compiled(source: Path, instructions: tuple[str, ...]) -> Path:
     """The library in the user's cache, made where it is not there. It depends on the headers beside the source, too.
 
-    OSError where there is no compiler or the cache cannot be written, CalledProcessError where it fails.
+    OSError where there is no compiler, or the cache cannot be written or can be by others; CalledProcessError where it fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler: g++, or the one that CXX names")
     flags = [*FLAGS, *(f"-m{name.replace('_', '')}" for name in instructions)]
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, errors="replace", check=True
+    ).stdout
     read = [source.read_text(), *(header.read_text() for header in sorted(source.parent.glob("*.h")))]
     name = hashlib.sha256("\0".join([*read, version, *flags]).encode()).hexdigest()[:16]
     folder = default_cache() / "compiled"
     target = folder / f"{source.stem}-{name}.so"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o022:
+        raise PermissionError(f"{folder} can be written by others, whose code would be run")
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as work:  # other processes may be at the same
             made = Path(work) / target.name
-            subprocess.run([compiler, *flags, str(source), "-o", str(made)], capture_output=True, text=True, check=True)
+            subprocess.run(
+                [compiler, *flags, str(source), "-o", str(made)],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=True,
+            )
             made.replace(target)
     return target

@@ -247,6 +247,25 @@ def test_weights_that_changed_before_the_backward_pass_are_noticed():
 
 
 @torch.no_grad()
+def test_weights_of_a_call_before_are_not_taken_for_unchanged_ones():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        first = fused.emissions(**batch)
+        fused.model.bert.encoder.layer[0].output.dense.weight.zero_()
+        with fused.unchanged():
+            assert not torch.allclose(fused.emissions(**batch), first)
+
+
+def test_memory_is_used_again_in_training_once_the_loss_is_gone():
+    fused, batch = make_tagger(), make_batch()
+    loss_and_gradients(fused, batch)
+    (memory,) = fused.lean.fused.activations.free
+    loss_and_gradients(fused, batch)
+    assert fused.lean.fused.activations.free[0] is memory
+    assert not copy.deepcopy(fused).lean.fused.activations.free
+
+
+@torch.no_grad()
 def test_weights_are_packed_once_where_they_do_not_change():
     fused, batch = make_tagger(), inputs_of(make_batch())
     with torch.autocast("cpu", torch.bfloat16):
@@ -270,11 +289,28 @@ def test_memory_is_used_again():
 
 def test_inputs_that_cannot_be_are_refused():
     fused = make_tagger()
-    for name, place, value in (("attention_mask_BT", 3, 0), ("first_piece_BW", 0, 35), ("first_piece_BW", 0, -1)):
+    cases = (("attention_mask_BT", 3, 0), ("first_piece_BW", 0, 35), ("first_piece_BW", 0, -1))
+    for name, place, value in (*cases, ("token_type_ids_BT", 3, 2), ("token_type_ids_BT", 3, -1)):
         batch = make_batch()
         batch[name][0, place] = value
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="attention mask with holes"):
             fused(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="longer than the encoder's places"):
+            make_tagger(max_position_embeddings=34)(**make_batch())
+        with pytest.raises(ValueError, match="of another shape"):
+            fused(**make_batch() | {"attention_mask_BT": torch.ones(5, 34, dtype=torch.long)})
+
+
+@torch.no_grad()
+def test_masks_and_places_of_other_types():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    others = batch | {
+        "attention_mask_BT": batch["attention_mask_BT"].bool(),
+        "first_piece_BW": batch["first_piece_BW"].int(),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fused.emissions(**others), fused.emissions(**batch))
 
 
 def test_fp32_and_odd_sizes_are_left_to_torch():

@@ -61,6 +61,14 @@ def test_a_cache_that_cannot_be_written_is_told(source, monkeypatch, caplog, tmp
     assert "answer.cpp is not compiled" in caplog.text
 
 
+def test_a_cache_that_others_can_write_is_not_trusted(source, caplog, tmp_path):
+    (tmp_path / "cache" / "compiled").mkdir(parents=True)
+    (tmp_path / "cache" / "compiled").chmod(0o777)
+    with caplog.at_level(logging.WARNING, "launch.native"):
+        assert native.library(source, ()) is None
+    assert "can be written by others" in caplog.text
+
+
 def test_a_processor_without_the_instructions_is_not_even_tried(source, monkeypatch, caplog):
     monkeypatch.setattr(native, "processor_flags", lambda: frozenset({"avx2"}))
     assert native.processor_has("avx2") and not native.processor_has("avx2", "fma")
