@@ -100,7 +100,8 @@ class Lent:
         self.pool, self.memory = pool, pool.take(size)
 
     def __del__(self) -> None:
-        self.pool.free.append(self.memory)
+        if hasattr(self, "memory"):  # else there was none to be had
+            self.pool.free.append(self.memory)
 
     @property
     def address(self) -> int:
@@ -150,8 +151,10 @@ class FusedBert:
         return None if any(size % MULTIPLE for size in sizes) or library() is None else cls(bert)
 
     def serves(self, dtype: torch.dtype) -> bool:
-        """Whether it computes in this type: bf16, from parameters in fp32."""
-        return dtype == torch.bfloat16 and all(is_plain(parameter) for parameter in self.parameters())
+        """Whether it computes in this type: bf16, from parameters in fp32. What is compiled is left to the compiler."""
+        if dtype != torch.bfloat16 or torch.compiler.is_compiling():
+            return False
+        return all(is_plain(parameter) for parameter in self.parameters())
 
     def __call__(
         self,

@@ -313,6 +313,13 @@ def test_masks_and_places_of_other_types():
         assert torch.equal(fused.emissions(**others), fused.emissions(**batch))
 
 
+def test_what_is_compiled_is_left_to_the_compiler(monkeypatch):
+    fused = make_tagger().lean.fused
+    assert fused.serves(torch.bfloat16)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not fused.serves(torch.bfloat16)
+
+
 def test_fp32_and_odd_sizes_are_left_to_torch():
     assert not make_tagger().lean.fused.serves(torch.float32)
     assert make_tagger(num_attention_heads=8).lean.fused is None  # heads of 16
