@@ -97,7 +97,7 @@ class PieceInputs:
 
     def pieces_in_use(self) -> np.ndarray:
         """Ids of all pieces that there are, with that of the padding."""
-        return np.unique(np.concatenate([[self.pad_token], *(tweet.pieces for tweet in self.encoded)]))
+        return np.unique(np.append(self.columns.pieces, self.pad_token))
 
     def batch(self, tweets: Sequence[int], labels: Sequence[Sequence[int]] | None = None) -> dict[str, torch.Tensor]:
         """Tensors of some of the tweets, as :meth:`Columns.batch` makes them, in lengths that are :data:`LENGTHS_APART`."""

@@ -122,14 +122,9 @@ class LabelLayer(NamedTuple):
         if type(classifier) is not nn.Linear or type(dropout) not in (nn.Dropout, SixteenBitDropout):
             return None
         parameters = classifier.weight, classifier.bias
-        if any(parameter is None or not is_plain(parameter) for parameter in parameters):
+        if any(parameter is None or not native.is_plain(parameter) for parameter in parameters):
             return None
         return cls(*parameters, dropout.p if dropout.training else 0.0)
-
-
-def is_plain(parameter: Tensor) -> bool:
-    """Whether a parameter is fp32, in one piece."""
-    return parameter.dtype == torch.float32 and parameter.is_contiguous()
 
 
 class FusedBert:
@@ -154,7 +149,7 @@ class FusedBert:
         """Whether it computes in this type: bf16, from parameters in fp32. What is compiled is left to the compiler."""
         if dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
-        return all(is_plain(parameter) for parameter in self.parameters())
+        return all(native.is_plain(parameter) for parameter in self.parameters())
 
     def __call__(
         self,

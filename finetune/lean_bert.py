@@ -68,10 +68,10 @@ class LeanBert:
         Computed in autocast's type where that is on, else in fp32. Dropout is on where the ``BertModel`` is in training.
         """
         tweets, pieces, hidden = embedded_BTH.shape
-        dtype = computed_type(embedded_BTH)
-        if self.fused is not None and self.fused.serves(dtype):
+        if fused := self.fused_for(embedded_BTH):
             unchanged = self.unchanged_depth > 0
-            return self.fused(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW, unchanged)
+            return fused(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW, unchanged)
+        dtype = computed_type(embedded_BTH)
         with torch.autocast("cpu", enabled=False):
             weights = list(in_groups(self.weights(dtype), WEIGHTS_OF_A_LAYER))
             masks = self.masks(tweets, pieces, first_piece_BW.shape[1], dtype)
@@ -98,11 +98,15 @@ class LeanBert:
         """The labels' scores [B, W, L], fp32: what a dropout and a classifier make of the hidden states."""
         inputs = (embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
         labels = LabelLayer.of(dropout, classifier)
-        if labels and self.fused is not None and self.fused.serves(computed_type(embedded_BTH)):
-            return self.fused(*inputs, self.unchanged_depth > 0, labels)
+        if labels and (fused := self.fused_for(embedded_BTH)):
+            return fused(*inputs, self.unchanged_depth > 0, labels)
         hidden_BWH = self(*inputs)
         with torch.autocast("cpu", enabled=False):  # a few columns: rounding them takes longer
             return classifier(dropout(hidden_BWH))
+
+    def fused_for(self, embedded_BTH: Tensor) -> FusedBert | None:
+        """What computes it in one call, where that can be had."""
+        return self.fused if self.fused is not None and self.fused.serves(computed_type(embedded_BTH)) else None
 
     def embed(self, embedded_BTH: Tensor, token_type_ids_BT: Tensor) -> Tensor:
         """Pieces with their places and segments, normalised: [B, T, H]."""

@@ -52,7 +52,7 @@ class ClippedAdamW:
             return None
         if len({(*group["betas"], group["eps"]) for group in groups}) != 1:
             return None
-        if any(not is_plain(parameter) for group in groups for parameter in group["params"]):
+        if any(not native.is_plain(parameter) for group in groups for parameter in group["params"]):
             return None
         library = native.library(SOURCE, ("avx2", "fma"))
         return cls(optimizer, maximum_norm, library) if library else None
@@ -80,8 +80,3 @@ class ClippedAdamW:
         norm = self.function((Parameter * len(entries))(*entries), len(entries), settings, torch.get_num_threads())
         torch.autograd.graph.increment_version(changed)  # as torch's operations do: others go by it
         return norm
-
-
-def is_plain(parameter: torch.Tensor) -> bool:
-    """Whether a parameter is fp32, in one piece, on a processor."""
-    return parameter.device.type == "cpu" and parameter.dtype == torch.float32 and parameter.is_contiguous()

@@ -327,12 +327,12 @@ def train(
     folder = stage.folder / "checkpoints"
     if run.compile:
         model.compile()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which clips the gradients itself
+    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if by_deepspeed:  # which clips the gradients itself
         accelerator.state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = maximum_gradient_norm
     model, optimizer = accelerator.prepare(model, optimizer)
     plain_optimizer = optimizer.optimizer
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    by_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     fast_optimizer = None if by_deepspeed else ClippedAdamW.of(plain_optimizer, maximum_gradient_norm)
     computed = {
         "precision": precision_of(run),

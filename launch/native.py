@@ -16,6 +16,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from launch.files import default_cache
 
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fopenmp", "-fPIC", "-shared")
@@ -37,6 +39,11 @@ def library(source: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
         reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         logger.warning("%s is not compiled, steps are slower: %s", source.name, reason[-1] if reason else error)
         return None
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether it can be read by its address: fp32, in one piece, on a processor."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def processor_has(*instructions: str) -> bool:
