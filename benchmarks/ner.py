@@ -6,12 +6,14 @@ Both sides train and run the same stock model with the same tokenizer and batch 
 tokenization and warm-up are not counted.
 
 * training: `Trainer` as `run_ner.py` sets it up (fp32, each batch padded to its longest tweet); ours is the stage;
-* prediction: the test split from tokenized tweets to scores; `Trainer.predict`, `argmax` and seqeval; ours the stage's own.
+* prediction: the test split from tokenized tweets to scores; `Trainer.predict`, `argmax` and seqeval; ours the stage's own,
+  in its own precision and, where the processor has it, with products in eight bits (`--precision int8` of `finetune.predict`).
 
 Every measurement is a process of its own, one at a time, interleaved. The last line is a JSON object.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -43,9 +45,13 @@ def main() -> None:
                 told = ", ".join(f"{name} {rate:,.0f} tweets/s" for name, rate in found[side][-1].items())
                 print(f"{arguments.size}, repeat {repeat + 1}, {side}: {told}", flush=True)
     ratios = {}
-    for task in ("training", "prediction"):
-        medians = {side: statistics.median(rates[task] for rates in found[side]) for side in SIDES}
-        ratios[f"{arguments.size}: {task}, ours over Trainer"] = round(medians["ours"] / medians["trainer"], 2)
+    peers = {"training": "training", "prediction": "prediction", "prediction in eight bits": "prediction"}
+    for task in found["ours"][0]:
+        ours_at, peer_at = (
+            statistics.median(rates[name] for rates in found[side])
+            for side, name in (("ours", task), ("trainer", peers[task]))
+        )
+        ratios[f"{arguments.size}: {task}, ours over Trainer"] = round(ours_at / peer_at, 2)
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     print(json.dumps({"ratios": ratios, "tweets_per_second": found}))
@@ -83,10 +89,11 @@ def make_encoder(arguments: argparse.Namespace) -> None:
 
 
 def ours(arguments: argparse.Namespace) -> dict[str, float]:
-    """The rate in the stage's own metrics, and that of predicting and scoring the test split once more."""
+    """The rate in the stage's own metrics, and those of predicting and scoring the test split once more."""
     from finetune.ner import main as ner
     from finetune.recognizer import Recognizer
     from finetune.tagging import Split, predict, read_rows, score
+    from launch.errors import InputError
     from launch.loop import RunSettings, make_accelerator
     from launch.stage import iterate_jsonl
 
@@ -104,15 +111,20 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
         }
         assert ner([f"--{name}={value}" for name, value in settings.items()]) == 0
         rows = [row for row in iterate_jsonl(output / "metrics.jsonl") if row["event"] == "train"]
-        recognizer = Recognizer.from_pretrained(output, device="cpu")
-    split = Split.of(read_rows(arguments.data, "test", "none", 1), recognizer.reader)
+        recognizers = {"prediction": Recognizer.from_pretrained(output, device="cpu")}
+        with contextlib.suppress(InputError):  # a processor without such instructions
+            recognizers["prediction in eight bits"] = Recognizer.from_pretrained(output, "cpu", precision="int8")
+    rates = {"training": statistics.median(row["tweets_per_second"] for row in rows[1:])}
     accelerator = make_accelerator(RunSettings())
-    rates = []
-    for _ in range(2):
-        started_at = time.perf_counter()
-        score(split, predict(recognizer.tagger, split, recognizer.scheme, accelerator))
-        rates.append(len(split.rows) / (time.perf_counter() - started_at))
-    return {"training": statistics.median(row["tweets_per_second"] for row in rows[1:]), "prediction": max(rates)}
+    for task, recognizer in recognizers.items():
+        split = Split.of(read_rows(arguments.data, "test", "none", 1), recognizer.reader)
+        seconds = []
+        for _ in range(2):
+            started_at = time.perf_counter()
+            score(split, predict(recognizer.tagger, split, recognizer.scheme, accelerator))
+            seconds.append(time.perf_counter() - started_at)
+        rates[task] = len(split.rows) / min(seconds)
+    return rates
 
 
 def trainer(arguments: argparse.Namespace) -> dict[str, float]:

@@ -3,7 +3,9 @@
 // A batch of tweets is so small that torch's operations start for longer than they run. Here the threads share the rows
 // of all tweets, without padding, and meet before and after the attention, which they share by tweets and heads.
 // Products are of bf16, added up in fp32. Activations are bf16; what is computed within a row (normalisation, softmax,
-// the residual's gradient) is fp32.
+// the residual's gradient) is fp32. In eight bits, for prediction alone, the linear layers' products are of bytes: each
+// output's weights with a step of their own, each row of activations with a step and a zero found as it is read
+// (Zafrir et al., "Q8BERT", 2019, with dynamic quantization).
 //
 // What is computed does not depend on the number of threads and, but for dropout's masks, not on the other tweets.
 //
@@ -17,7 +19,7 @@
 #include "fused_kernels.h"
 
 extern "C" struct Sizes {  // as in fused_bert.py
-    long tweets, pieces, words, hidden, heads, inner, layers, labels, places, types, threads, training;
+    long tweets, pieces, words, hidden, heads, inner, layers, labels, places, types, threads, training, eight_bits;
     uint64_t seed;
     float hidden_rate, attention_rate, label_rate, epsilon;
 };
@@ -51,24 +53,43 @@ struct Memory {
     }
 };
 
-// A layer's weights in panels.
-struct Panels {
-    pair *query, *key_value, *out, *up, *down;
-
-    Panels(const Sizes& s, pair* of_all_layers, long layer) {
-        const long square = s.hidden * s.hidden / 2, wide = s.hidden * s.inner / 2;
-        query = of_all_layers + layer * (4 * square + 2 * wide);
-        key_value = query + square;
-        out = key_value + 2 * square;
-        up = out + square;
-        down = up + wide;
-    }
-    static long count(const Sizes& s) { return s.layers * (2 * s.hidden * s.hidden + s.hidden * s.inner); }
+// A weight in panels. In bytes: with the step of each output, and the sum of what its bytes stand for.
+struct Weight {
+    pair* panels;
+    float *step, *sum;
 };
+
+// A layer's weights.
+struct Weights {
+    Weight query, key_value, out, up, down;
+
+    Weights(const Sizes& s, Memory& memory) {
+        auto of = [&](long outputs, long inputs) {
+            const long in_a_pair = s.eight_bits ? 4 : 2, scales = s.eight_bits ? outputs : 0;
+            pair* panels = memory.take<pair>(outputs * inputs / in_a_pair);
+            float* step = memory.take<float>(scales);
+            return Weight{panels, step, memory.take<float>(scales)};
+        };
+        query = of(s.hidden, s.hidden);
+        key_value = of(2 * s.hidden, s.hidden);
+        out = of(s.hidden, s.hidden);
+        up = of(s.inner, s.hidden);
+        down = of(s.hidden, s.inner);
+    }
+};
+
+std::vector<Weights> weights_of_layers(const Sizes& s, Memory& memory) {
+    std::vector<Weights> weights;
+    for (long l = 0; l < s.layers; l++) weights.emplace_back(s, memory);
+    return weights;
+}
 
 // Between rows of the inner layer: beside a power of 2, where twelve rows would share a set of the cache.
 long inner_stride(const Sizes& s) {
     return s.inner + PANEL;
+}
+long byte_stride(const Sizes& s) {
+    return std::max(s.hidden, s.inner) + 2 * PANEL;
 }
 
 // Where the tweets' rows are.
@@ -112,6 +133,8 @@ struct Activations {
     std::vector<Layer> layers;
     bf16* normal;
     float *deviation, *sums, *of_words;  // of_words [words, H] is what the labels' scores are computed from
+    uint8_t* bytes;                      // what a linear layer reads, in eight bits, with its rows' scales
+    Scale* scales;
 
     Activations(const Sizes& s, Memory& memory) {
         const long pieces = s.tweets * s.pieces, words = s.tweets * s.words;
@@ -119,6 +142,9 @@ struct Activations {
         deviation = memory.take<float>(pieces);
         sums = memory.take<float>(std::max(pieces, words) * s.hidden);
         of_words = memory.take<float>(s.labels ? words * s.hidden : 0);
+        const long in_bytes = s.eight_bits ? std::max(pieces, words) : 0;
+        bytes = memory.take<uint8_t>(in_bytes * byte_stride(s));
+        scales = memory.take<Scale>(in_bytes);
         for (long l = 0; l < s.layers; l++) {
             const bool last = l == s.layers - 1, first_of_its_kind = s.training || l == 0;
             if (!first_of_its_kind && !last) {
@@ -297,6 +323,26 @@ void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
              [&](long row, long column, __m512 x) { store(context + row * hidden + column, x); });
 }
 
+// A linear layer without its bias, for some rows of x. `epilogue(row, column, y)` takes 16 neighbours.
+template <class Epilogue>
+void multiply_weight(const Pass& p, const bf16* x, long stride, Range rows, const Weight& weight, long inputs,
+                     long outputs, Epilogue epilogue) {
+    if (!p.s.eight_bits) {
+        multiply(Rows::of(x, stride), rows, weight.panels, inputs / 2, outputs, epilogue);
+        return;
+    }
+    uint8_t* bytes = p.activations.bytes;
+    Scale* scales = p.activations.scales;
+    for (long row = rows.first; row < rows.last; row++)
+        scales[row] = to_bytes(x + row * stride, inputs, bytes + row * byte_stride(p.s));
+    multiply<OfBytes>(Rows::of(bytes, byte_stride(p.s)), rows, weight.panels, inputs / 4, outputs,
+                      [&](long row, long column, OfBytes::Sums sums) {
+                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(scales[row].step);
+                          const __m512 of_lowest = all(scales[row].lowest) * load(weight.sum + column);
+                          epilogue(row, column, _mm512_fmadd_ps(y, load(weight.step + column), of_lowest));
+                      });
+}
+
 // A word's scores, from its row.
 void score_labels(const Pass& p, const float* word, float* scores) {
     for (long label = 0; label < p.s.labels; label++) {
@@ -308,7 +354,7 @@ void score_labels(const Pass& p, const float* word, float* scores) {
 }
 
 // The layer's output goes to the next layer, from the last one to `output`: [B, W, H], or the labels' scores.
-void compute_layer(const Pass& p, long l, long thread, const Panels& panels, const Head& own, float* output) {
+void compute_layer(const Pass& p, long l, long thread, const Weights& weights, const Head& own, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
     const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s);
@@ -320,15 +366,15 @@ void compute_layer(const Pass& p, long l, long thread, const Panels& panels, con
             std::memcpy(layer.read + row * hidden, layer.x + p.plan.piece_of_word[row] * hidden, hidden * sizeof(bf16));
     }
 
-    multiply(Rows::of(layer.read, hidden), queries, panels.query, hidden / 2, hidden,
-             [&](long row, long column, __m512 x) {
-                 store(layer.query + row * hidden + column, x + load(parameters[Q_B] + column));
-             });
-    multiply(Rows::of(layer.x, hidden), pieces, panels.key_value, hidden / 2, 2 * hidden,
-             [&](long row, long column, __m512 x) {
-                 const float* bias = column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
-                 store(layer.key_value + row * 2 * hidden + column, x + load(bias));
-             });
+    multiply_weight(p, layer.read, hidden, queries, weights.query, hidden, hidden,
+                    [&](long row, long column, __m512 x) {
+                        store(layer.query + row * hidden + column, x + load(parameters[Q_B] + column));
+                    });
+    multiply_weight(
+        p, layer.x, hidden, pieces, weights.key_value, hidden, 2 * hidden, [&](long row, long column, __m512 x) {
+            const float* bias = column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
+            store(layer.key_value + row * 2 * hidden + column, x + load(bias));
+        });
 #pragma omp barrier
     for (long head = heads.first; head < heads.last; head++) attend(p, l, HeadOfTweet(p, l, head), own);
 #pragma omp barrier
@@ -339,21 +385,21 @@ void compute_layer(const Pass& p, long l, long thread, const Panels& panels, con
             store(sums + place, dropout(x + load(bias + column), place) + load(residual + place));
         };
     };
-    multiply(Rows::of(layer.context, hidden), queries, panels.out, hidden / 2, hidden,
-             added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read));
+    multiply_weight(p, layer.context, hidden, queries, weights.out, hidden, hidden,
+                    added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read));
     for (long row = queries.first; row < queries.last; row++)
         layer.deviation1[row] = normalise(sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
                                           layer.normal1 + row * hidden,
                                           [&](long h, __m512 y) { store(layer.attended + row * hidden + h, y); });
-    multiply(Rows::of(layer.attended, hidden), queries, panels.up, hidden / 2, inner,
-             [&](long row, long column, __m512 x) {
-                 const long place = row * stride + column;
-                 x += load(parameters[UP_B] + column);
-                 if (layer.inner) store(layer.inner + place, x);
-                 store(layer.active + place, gelu(x).value);
-             });
-    multiply(Rows::of(layer.active, stride), queries, panels.down, inner / 2, hidden,
-             added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
+    multiply_weight(p, layer.attended, hidden, queries, weights.up, hidden, inner,
+                    [&](long row, long column, __m512 x) {
+                        const long place = row * stride + column;
+                        x += load(parameters[UP_B] + column);
+                        if (layer.inner) store(layer.inner + place, x);
+                        store(layer.active + place, gelu(x).value);
+                    });
+    multiply_weight(p, layer.active, stride, queries, weights.down, inner, hidden,
+                    added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
     const Norm norm = p.norm(parameters[N2_W], parameters[N2_B]);
     for (long row = queries.first; row < queries.last; row++) {
         auto give = [&](auto store_row) {
@@ -458,7 +504,7 @@ void attend_backward(const Pass& p, long l, const HeadOfTweet& head, const Head&
 }
 
 // From the gradient of what the layer gave to that of what it read.
-void compute_layer_backward(const Pass& p, long l, long thread, const Panels& panels, const Head& own,
+void compute_layer_backward(const Pass& p, long l, long thread, const Weights& weights, const Head& own,
                             const Gradients& g) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
@@ -484,20 +530,20 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Panels& pa
     };
     through_norm(parameters[N2_W], layer.normal2, layer.deviation2, p.of_place(l, OF_CHANGED), g.of_norm2,
                  g.of_changed);
-    multiply(Rows::of(g.of_changed, hidden), queries, panels.down, hidden / 2, inner,
+    multiply(Rows::of(g.of_changed, hidden), queries, weights.down.panels, hidden / 2, inner,
              [&](long row, long column, __m512 x) {
                  const long place = row * stride + column;
                  store(g.of_inner + place, x * gelu(load(layer.inner + place)).slope);
              });
-    multiply(Rows::of(g.of_inner, stride), queries, panels.up, inner / 2, hidden, add_to(gradient));
+    multiply(Rows::of(g.of_inner, stride), queries, weights.up.panels, inner / 2, hidden, add_to(gradient));
     through_norm(parameters[N1_W], layer.normal1, layer.deviation1, p.of_place(l, OF_ATTENDED), g.of_norm1,
                  g.of_attended);
-    multiply(Rows::of(g.of_attended, hidden), queries, panels.out, hidden / 2, hidden,
+    multiply(Rows::of(g.of_attended, hidden), queries, weights.out.panels, hidden / 2, hidden,
              [&](long row, long column, __m512 x) { store(g.of_context + row * hidden + column, x); });
 #pragma omp barrier
     for (long head = heads.first; head < heads.last; head++) attend_backward(p, l, HeadOfTweet(p, l, head), own, g);
 #pragma omp barrier
-    multiply(Rows::of(g.of_query, hidden), queries, panels.query, hidden / 2, hidden, add_to(gradient));
+    multiply(Rows::of(g.of_query, hidden), queries, weights.query.panels, hidden / 2, hidden, add_to(gradient));
     if (p.is_last(l)) {
 #pragma omp barrier
         std::memset(g.of_pieces + pieces.first * hidden, 0, pieces.count() * hidden * sizeof(float));
@@ -508,7 +554,8 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Panels& pa
                     add_to(g.of_pieces)(piece, h, load(g.of_words + word * hidden + h));
         }
     }
-    multiply(Rows::of(g.of_key_value, 2 * hidden), pieces, panels.key_value, hidden, hidden, add_to(g.of_pieces));
+    multiply(Rows::of(g.of_key_value, 2 * hidden), pieces, weights.key_value.panels, hidden, hidden,
+             add_to(g.of_pieces));
 }
 
 // The gradients of the layer's weights and biases.
@@ -578,33 +625,45 @@ void embed_backward(const Pass& p, long thread, const Gradients& g, float* of_em
 
 // --- The weights ---
 
-// The weights of all layers in bf16, in panels: of what is multiplied in the forward pass and, if asked for, in the
-// backward pass.
-void pack_weights(const Sizes& s, const float* const* parameters, pair* forward, pair* backward, long thread) {
+// The weights of all layers in panels, as the forward pass reads them and, if asked for, as the backward pass does.
+void pack_weights(const Sizes& s, const float* const* parameters, const std::vector<Weights>& forward,
+                  const std::vector<Weights>& backward, bool past_the_cache, long thread) {
     std::vector<bf16> rows(PANEL * std::max(s.hidden, s.inner));
-    const bool past_the_cache = Panels::count(s) * sizeof(pair) > LARGE;
     for (long l = 0; l < s.layers; l++) {
         const float* const* of_layer = parameters + OF_EMBEDDINGS + l * OF_A_LAYER;
         // The weight's outputs begin at `first` of the `all_outputs` in the panels.
-        auto pack = [&](Parameter weight, long outputs, long inputs, pair* Panels::* panels, long all_outputs,
+        auto pack = [&](Parameter weight, long outputs, long inputs, Weight Weights::* place, long all_outputs,
                         long first) {
+            const Weight& to = forward[l].*place;
             const Range share = share_of(outputs, PANEL, thread, s.threads);
             for (long row = share.first; row < share.last; row += PANEL) {
-                for (long place = 0; place < PANEL * inputs; place += LANES)
-                    store(&rows[place], load(of_layer[weight] + row * inputs + place));
-                pack_columns(rows.data(), inputs, PANEL, inputs,
-                             Panels(s, forward, l).*panels + (first + row) * inputs / 2, past_the_cache);
-                if (backward)
-                    pack_rows(rows.data(), inputs, PANEL, inputs, Panels(s, backward, l).*panels, all_outputs / 2,
+                const float* from = of_layer[weight] + row * inputs;
+                if (s.eight_bits) {
+                    int8_t* bytes = (int8_t*)rows.data();
+                    for (long output = 0; output < PANEL; output++) {
+                        const SignedScale scale =
+                            to_signed_bytes(from + output * inputs, inputs, bytes + output * inputs);
+                        to.step[first + row + output] = scale.step;
+                        to.sum[first + row + output] = scale.step * scale.sum;
+                    }
+                    pack_columns(rows.data(), inputs / 2, PANEL, inputs / 2, to.panels + (first + row) * inputs / 4,
+                                 past_the_cache);
+                    continue;
+                }
+                for (long place = 0; place < PANEL * inputs; place += LANES) store(&rows[place], load(from + place));
+                pack_columns(rows.data(), inputs, PANEL, inputs, to.panels + (first + row) * inputs / 2,
+                             past_the_cache);
+                if (!backward.empty())
+                    pack_rows(rows.data(), inputs, PANEL, inputs, (backward[l].*place).panels, all_outputs / 2,
                               (first + row) / 2, past_the_cache);
             }
         };
-        pack(Q_W, s.hidden, s.hidden, &Panels::query, s.hidden, 0);
-        pack(K_W, s.hidden, s.hidden, &Panels::key_value, 2 * s.hidden, 0);
-        pack(V_W, s.hidden, s.hidden, &Panels::key_value, 2 * s.hidden, s.hidden);
-        pack(O_W, s.hidden, s.hidden, &Panels::out, s.hidden, 0);
-        pack(UP_W, s.inner, s.hidden, &Panels::up, s.inner, 0);
-        pack(DOWN_W, s.hidden, s.inner, &Panels::down, s.hidden, 0);
+        pack(Q_W, s.hidden, s.hidden, &Weights::query, s.hidden, 0);
+        pack(K_W, s.hidden, s.hidden, &Weights::key_value, 2 * s.hidden, 0);
+        pack(V_W, s.hidden, s.hidden, &Weights::key_value, 2 * s.hidden, s.hidden);
+        pack(O_W, s.hidden, s.hidden, &Weights::out, s.hidden, 0);
+        pack(UP_W, s.inner, s.hidden, &Weights::up, s.inner, 0);
+        pack(DOWN_W, s.hidden, s.inner, &Weights::down, s.hidden, 0);
     }
     _mm_sfence();  // what went past the cache is there for the other threads
 }
@@ -621,35 +680,42 @@ void count_threads(Sizes& s) {
 
 extern "C" {
 
-// Bytes of the panels for one direction, of what the forward pass writes, and of what the backward pass writes beside.
-void fused_bert_bytes(const Sizes* s, long* panels, long* forward, long* backward) {
-    Memory of_forward{nullptr}, of_backward{nullptr};
+// Bytes of the packed weights for one direction, of what the forward pass writes, and of what the backward pass writes
+// beside.
+void fused_bert_bytes(const Sizes* s, long* weights, long* forward, long* backward) {
+    Memory of_weights{nullptr}, of_forward{nullptr}, of_backward{nullptr};
+    weights_of_layers(*s, of_weights);
     Activations(*s, of_forward);
     heads_of_threads(*s, of_forward);
     Gradients(*s, of_backward);
     heads_of_threads(*s, of_backward);
-    *panels = Panels::count(*s) * sizeof(pair);
+    *weights = of_weights.used;
     *forward = of_forward.used;
     *backward = of_backward.used;
 }
 
-// `backward` may be null.
-void fused_bert_pack(const Sizes* asked, const float* const* parameters, pair* forward, pair* backward) {
+// `backward` may be null; in eight bits it is.
+void fused_bert_pack(const Sizes* asked, const float* const* parameters, char* forward_start, char* backward_start) {
     Sizes s = *asked;
+    Memory of_forward{forward_start}, of_backward{backward_start};
+    const std::vector<Weights> forward = weights_of_layers(s, of_forward);
+    std::vector<Weights> backward;
+    if (backward_start) backward = weights_of_layers(s, of_backward);
 #pragma omp parallel num_threads(s.threads)
     {
         count_threads(s);
-        pack_weights(s, parameters, forward, backward, omp_get_thread_num());
+        pack_weights(s, parameters, forward, backward, of_forward.used > LARGE, omp_get_thread_num());
     }
 }
 
 // Returns 0, or 1 where the inputs cannot be: see Plan::make.
-int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
+int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const* parameters, char* weights_start,
                        char* memory_start, float* output) {
     Sizes s = *asked;
     Plan plan;
     if (!plan.make(s, *in)) return 1;
-    Memory memory{memory_start};
+    Memory packed{weights_start}, memory{memory_start};
+    const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
     const std::vector<Head> own = heads_of_threads(s, memory);
     const Pass pass{s, plan, *in, parameters, activations};
@@ -659,20 +725,21 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
         count_threads(s);
         const long thread = omp_get_thread_num();
         embed(pass, thread);
-        for (long l = 0; l < s.layers; l++) compute_layer(pass, l, thread, Panels(s, panels, l), own[thread], output);
+        for (long l = 0; l < s.layers; l++) compute_layer(pass, l, thread, weights[l], own[thread], output);
     }
     return 0;
 }
 
 // After the forward pass with the same sizes, inputs and memory. `gradients` are in the order of the parameters; those
 // of places and types are added to.
-void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* const* parameters, pair* panels,
+void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* const* parameters, char* weights_start,
                          char* memory_start, char* scratch, const float* of_output, float* of_embedded_BTH,
                          float* const* gradients) {
     Sizes s = *asked;
     Plan plan;
     plan.make(s, *in);
-    Memory memory{memory_start}, beside{scratch};
+    Memory packed{weights_start}, memory{memory_start}, beside{scratch};
+    const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
     const Gradients g(s, beside);
     const std::vector<Head> own = heads_of_threads(s, beside);
@@ -684,7 +751,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
         const long thread = omp_get_thread_num();
         output_backward(pass, thread, g, of_output, gradients);
         for (long l = s.layers - 1; l >= 0; l--) {
-            compute_layer_backward(pass, l, thread, Panels(s, panels, l), own[thread], g);
+            compute_layer_backward(pass, l, thread, weights[l], own[thread], g);
             of_weights(pass, l, g, gradients, thread);
         }
         embed_backward(pass, thread, g, of_embedded_BTH, gradients);

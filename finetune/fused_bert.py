@@ -4,6 +4,8 @@ A step of 16 tweets takes torch a thousand operations, whose start costs more th
 one backward, without padding. Where there is no such processor or no compiler,
 :class:`finetune.lean_bert.LeanBert` does without.
 
+Without gradients it can be done in eight bits, where products are twice as fast: :meth:`FusedBert.use_eight_bits`.
+
 What is computed does not depend on the number of threads and, but for dropout's masks, not on what else is in the batch. Of
 torch's generator, one number a pass is drawn for dropout. A ``FusedBert`` is for one Python thread at a time.
 
@@ -27,9 +29,11 @@ from finetune.dropout import SixteenBitDropout
 from launch import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma")
+INSTRUCTIONS = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma")
 MULTIPLE = 32
 """The kernels compute so many columns at once: sizes must be multiples of it."""
+MULTIPLE_IN_EIGHT_BITS = 64
+"""The same of the sizes of linear layers' inputs, where these are bytes."""
 
 
 class Sizes(ctypes.Structure):
@@ -37,7 +41,7 @@ class Sizes(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_long) for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers")),
-        *((name, ctypes.c_long) for name in ("labels", "places", "types", "threads", "training")),
+        *((name, ctypes.c_long) for name in ("labels", "places", "types", "threads", "training", "eight_bits")),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "label_rate", "epsilon")),
     ]
@@ -137,6 +141,7 @@ class FusedBert:
         self.modules = [embeddings.LayerNorm, *(module for layer in bert.encoder.layer for module in modules_of(layer))]
         self.panels, self.activations, self.scratch = Pool(), Pool(), Pool()
         self.kept_panels: Lent | None = None
+        self.eight_bits = False
 
     @classmethod
     def of(cls, bert: BertModel) -> FusedBert | None:
@@ -150,6 +155,17 @@ class FusedBert:
         if dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
         return all(native.is_plain(parameter) for parameter in self.parameters())
+
+    def use_eight_bits(self) -> bool:
+        """From now on, passes without gradients compute the linear layers' products in eight bits. False where sizes forbid it.
+
+        Weights are rounded to 255 values for each output, what a layer reads to 256 for each word piece.
+        """
+        config = self.bert.config
+        sizes = (config.hidden_size, config.intermediate_size)
+        self.eight_bits = not any(size % MULTIPLE_IN_EIGHT_BITS for size in sizes)
+        self.kept_panels = None
+        return self.eight_bits
 
     def __call__(
         self,
@@ -207,6 +223,7 @@ class FusedBert:
             config.type_vocab_size,
             torch.get_num_threads(),
             training,
+            self.eight_bits and not training,
             int(torch.empty((), dtype=torch.int64).random_()) if any((*rates, label_rate)) else 0,
             *rates,
             label_rate,
@@ -214,7 +231,7 @@ class FusedBert:
         )
 
     def packed(self, sizes: Sizes, parameters: Sequence[Tensor]) -> tuple[Lent, Lent | None]:
-        """The weights in bf16, as the forward pass reads them, and for training as the backward pass does."""
+        """The weights in bf16 or bytes, as the forward pass reads them, and for training as the backward pass does."""
         size = bytes_of(sizes)[0]
         forward, backward = Lent(self.panels, size), Lent(self.panels, size) if sizes.training else None
         library().fused_bert_pack(sizes, addresses(parameters), forward.address, backward.address if backward else None)

@@ -1,7 +1,8 @@
 // What fused_bert.cpp is made of: rows of 16 numbers, dropout, products of bf16 and the packing of their operands.
 //
 // A product C = A B reads "pairs": two neighbours along the summed dimension, in 32 bits, as the processor's
-// instruction takes them. B is packed beforehand in panels of 32 columns, [columns / 32][pairs][32].
+// instruction takes them; of bytes there are four. B is packed beforehand in panels of 32 columns,
+// [columns / 32][pairs][32].
 
 #pragma once
 
@@ -111,21 +112,38 @@ struct Dropout {
 
 // --- Products -------------------------------------------------------------------------------------------------------
 
-template <long R, class Epilogue>
+// What an instruction adds to 16 sums: the products of two bf16,
+struct OfPairs {
+    using Sums = __m512;
+
+    static Sums add(Sums sums, __m512i x, __m512i panel) {
+        return _mm512_dpbf16_ps(sums, (__m512bh)x, (__m512bh)panel);
+    }
+};
+
+// or of four bytes, without a sign in A and with one in B. (As vectors of int, not of long long as __m512i is, sums
+// stay in registers.)
+struct OfBytes {
+    using Sums = int __attribute__((vector_size(64)));
+
+    static Sums add(Sums sums, __m512i x, __m512i panel) { return (Sums)_mm512_dpbusd_epi32((__m512i)sums, x, panel); }
+};
+
+template <class Product, long R, class Epilogue>
 inline void multiply_block(const pair* a, long row_stride, long pair_stride, const pair* panel, long pairs, long row,
                            long column, Epilogue& epilogue) {
-    __m512 sums[R][2];
+    typename Product::Sums sums[R][2];
 #pragma GCC unroll 12
-    for (long r = 0; r < R; r++) sums[r][0] = sums[r][1] = _mm512_setzero_ps();
+    for (long r = 0; r < R; r++) sums[r][0] = sums[r][1] = typename Product::Sums{};
     const pair* rows[4] = {a, a + 3 * row_stride, a + 6 * row_stride,
                            a + 9 * row_stride};  // few registers: one for three
     for (long k = 0; k < pairs; k++) {
-        const __m512bh left = (__m512bh)_mm512_loadu_si512(panel), right = (__m512bh)_mm512_loadu_si512(panel + LANES);
+        const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + LANES);
 #pragma GCC unroll 12
         for (long r = 0; r < R; r++) {
-            const __m512bh x = (__m512bh)_mm512_set1_epi32((int)rows[r / 3][r % 3 * row_stride]);
-            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], x, left);
-            sums[r][1] = _mm512_dpbf16_ps(sums[r][1], x, right);
+            const __m512i x = _mm512_set1_epi32((int)rows[r / 3][r % 3 * row_stride]);
+            sums[r][0] = Product::add(sums[r][0], x, left);
+            sums[r][1] = Product::add(sums[r][1], x, right);
         }
 #pragma GCC unroll 4
         for (long group = 0; group < (R + 2) / 3; group++) rows[group] += pair_stride;
@@ -158,18 +176,19 @@ struct Rows {
     bool packed;
 
     static Rows of(const bf16* x, long stride) { return {(const pair*)x, stride / 2, stride / 2, false}; }
+    static Rows of(const uint8_t* x, long stride) { return {(const pair*)x, stride / 4, stride / 4, false}; }
     static Rows of_packed(const pair* x, long pairs) { return {x, 1, pairs, true}; }
 };
 
-// `epilogue(row, column, value)` takes 16 neighbours of C. `columns` are a multiple of 32.
-template <class Epilogue>
+// `epilogue(row, column, sums)` takes 16 neighbours of C. `columns` are a multiple of 32.
+template <class Product = OfPairs, class Epilogue>
 void multiply(Rows a, Range rows, const pair* panels, long pairs, long columns, Epilogue epilogue) {
     for (long column = 0; column < columns; column += PANEL, panels += pairs * PANEL) {
         long row = rows.first;
         auto blocks_of = [&](auto size) {
             for (; row + size.value <= rows.last; row += size.value)
-                multiply_block<size.value>(a.start + row * a.block_stride, a.row_stride, a.packed ? size.value : 1,
-                                           panels, pairs, row, column, epilogue);
+                multiply_block<Product, size.value>(a.start + row * a.block_stride, a.row_stride,
+                                                    a.packed ? size.value : 1, panels, pairs, row, column, epilogue);
         };
         // A packed last block is whole: of a multiple of 32 rows, 0, 4 or 8 are left.
         blocks_of(std::integral_constant<long, 12>());
@@ -274,6 +293,48 @@ inline void pack_transposed(const bf16* x, long stride, long depth, Range rows, 
         }
         _mm512_mask_storeu_ps(sums + row, columns, sum);
     }
+}
+
+// --- Bytes ---
+
+// A row in bytes without a sign: x is about lowest + step * byte.
+struct Scale {
+    float lowest, step;
+};
+
+inline Scale to_bytes(const bf16* x, long width, uint8_t* bytes) {
+    __m512 least = load(x), most = least;
+    for (long h = LANES; h < width; h += LANES) {
+        least = _mm512_min_ps(least, load(x + h));
+        most = _mm512_max_ps(most, load(x + h));
+    }
+    const float lowest = _mm512_reduce_min_ps(least), step = (_mm512_reduce_max_ps(most) - lowest) / 255;
+    const __m512 over = all(step > 0 ? 1 / step : 0);
+    for (long h = 0; h < width; h += LANES) {
+        const __m512i whole = _mm512_cvtps_epi32((load(x + h) - all(lowest)) * over);
+        _mm_storeu_si128((__m128i*)(bytes + h), _mm512_cvtusepi32_epi8(whole));
+    }
+    return {lowest, step};
+}
+
+// A row in bytes with a sign, x is about step * byte: gives the step, and the sum of the bytes.
+struct SignedScale {
+    float step;
+    long sum;
+};
+
+inline SignedScale to_signed_bytes(const float* x, long width, int8_t* bytes) {
+    __m512 most = _mm512_setzero_ps();
+    for (long h = 0; h < width; h += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(load(x + h)));
+    const float step = _mm512_reduce_max_ps(most) / 127;
+    const __m512 over = all(step > 0 ? 1 / step : 0);
+    __m512i sum = _mm512_setzero_si512();
+    for (long h = 0; h < width; h += LANES) {
+        const __m512i whole = _mm512_cvtps_epi32(load(x + h) * over);
+        _mm_storeu_si128((__m128i*)(bytes + h), _mm512_cvtsepi32_epi8(whole));
+        sum = _mm512_add_epi32(sum, whole);
+    }
+    return {step, _mm512_reduce_add_epi32(sum)};
 }
 
 // --- Layer normalisation ---

@@ -28,10 +28,9 @@ from typing import IO, Any, Literal
 from tqdm import tqdm
 
 from finetune.post_words import PostWords
-from finetune.recognizer import Recognized, Recognizer
+from finetune.recognizer import Recognized, Recognizer, RecognizerPrecision
 from launch.errors import InputError
 from launch.files import sync_to_disk
-from launch.loop import Precision
 from launch.settings import parse_settings
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
@@ -55,8 +54,9 @@ class PredictSettings:
     """Posts held in memory at a time."""
     device: str | None = None
     """Torch's name of the device to compute on; null takes the GPU if there is one."""
-    precision: Precision = "auto"
-    """`fp32`, `bf16`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32."""
+    precision: RecognizerPrecision = "auto"
+    """`fp32`, `bf16`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32. `int8`: products in eight
+    bits, on processors with AVX512-BF16."""
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""

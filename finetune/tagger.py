@@ -39,6 +39,10 @@ class Tagger(nn.Module):
         """What the results depend on beside settings and data: a resumed run is told where it changed."""
         return {}
 
+    def use_eight_bits(self) -> bool:
+        """From now on, passes without gradients in bf16 compute products in eight bits. False where that cannot be had."""
+        return False
+
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which no parameter changes, nor the type computed in; some taggers have less to do then."""
         return nullcontext()
@@ -93,6 +97,10 @@ class PieceTagger(Tagger):
     def computed_by(self) -> dict[str, str]:
         """Whose operations compute the layers on a processor."""
         return {} if self.lean is None else {"layers": "torch" if self.lean.fused is None else "fused_bert.cpp"}
+
+    def use_eight_bits(self) -> bool:
+        """Where the layers are computed by :mod:`finetune.fused_bert`."""
+        return self.lean is not None and self.lean.fused is not None and self.lean.fused.use_eight_bits()
 
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which the weights are rounded once."""

@@ -43,11 +43,12 @@ float square_sum(const Chunk& chunk) {
 // Loshchilov and Hutter, 2019, algorithm 2, as torch.optim.AdamW computes it.
 void step(const Chunk& chunk, const Settings& s, float clip) {
     const Parameter& p = *chunk.parameter;
-    const double corrected1 = 1 - std::pow(s.beta1, (double)*p.steps), corrected2 = 1 - std::pow(s.beta2, (double)*p.steps);
+    const double corrected1 = 1 - std::pow(s.beta1, (double)*p.steps),
+                 corrected2 = 1 - std::pow(s.beta2, (double)*p.steps);
     const float size = p.learning_rate / corrected1, over_root = 1 / std::sqrt(corrected2), epsilon = s.epsilon;
     const float keep = 1 - p.learning_rate * p.weight_decay, of_gradient = 1 - s.beta1;
     const float beta2 = s.beta2, of_square = 1 - s.beta2;
-    float *__restrict weight = p.weight, *__restrict average = p.average, *__restrict square_average = p.square_average;
+    float* __restrict weight = p.weight, * __restrict average = p.average, * __restrict square_average = p.square_average;
     const float* __restrict gradient = p.gradient;
     for (long i = chunk.first; i < chunk.last; i++) {
         const float g = gradient[i] * clip;

@@ -207,6 +207,108 @@ def test_the_other_tweets_change_nothing():
             assert torch.equal(alone_BWL[0, :words], together_BWL[tweet, :words])
 
 
+def in_eight_bits(linear: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer, its weights rounded to 255 values for each output, what it reads to 256 for each row."""
+    step = linear.weight.abs().amax(1, keepdim=True) / 127
+    weight = (linear.weight / step).round().nan_to_num() * step
+    lowest = x.amin(-1, keepdim=True)
+    step = (x.amax(-1, keepdim=True) - lowest) / 255
+    return nn.functional.linear(((x - lowest) / step).round() * step + lowest, weight, linear.bias)
+
+
+def plain_in_eight_bits(tagger: PieceTagger, batch: dict[str, Tensor]) -> Tensor:
+    """The scores [B, W, L] of a model of one layer, with activations rounded to bf16 where C++ does it."""
+
+    def rounded(x: Tensor) -> Tensor:
+        return x.bfloat16().float()
+
+    def by_head(x: Tensor) -> Tensor:
+        return rounded(x).unflatten(2, (-1, 32)).transpose(1, 2)
+
+    bert = tagger.model.bert
+    (layer,) = bert.encoder.layer
+    x = rounded(bert.embeddings(batch["input_ids_BT"], batch["token_type_ids_BT"]))
+    attention = layer.attention.self
+    query, key, value = (by_head(in_eight_bits(part, x)) for part in (attention.query, attention.key, attention.value))
+    bias_B11T = (batch["attention_mask_BT"][:, None, None] == 0) * -1e9
+    shares = rounded((query @ key.transpose(2, 3) / math.sqrt(32) + bias_B11T).softmax(-1))
+    context = rounded((shares @ value).transpose(1, 2).flatten(2))
+    norm = layer.attention.output.LayerNorm
+    attended = rounded(norm(in_eight_bits(layer.attention.output.dense, context) + x))
+    active = rounded(nn.functional.gelu(in_eight_bits(layer.intermediate.dense, attended)))
+    y = layer.output.LayerNorm(in_eight_bits(layer.output.dense, active) + attended)
+    first_piece_BWH = batch["first_piece_BW"][:, :, None].expand(-1, -1, x.shape[2])
+    return tagger.model.classifier(y.gather(1, first_piece_BWH))
+
+
+def distance(a_BWL: Tensor, b_BWL: Tensor, word_mask_BW: Tensor) -> float:
+    a, b = a_BWL[word_mask_BW], b_BWL[word_mask_BW]
+    return ((a - b).norm() / b.norm()).item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("without", ["attention.output.dense", "output.dense"])
+@pytest.mark.parametrize("shape", [(128, 4, 192), (64, 2, 128), (384, 12, 384)])
+def test_eight_bits_are_what_rounded_weights_and_inputs_give(shape, without):
+    """Of half a layer at a time: what is rounded to another bf16 moves the bytes of what follows."""
+    hidden, heads, inner = shape
+    fused, batch = make_tagger(1, hidden_size=hidden, num_attention_heads=heads, intermediate_size=inner), make_batch()
+    fused.model.bert.encoder.layer[0].get_submodule(without).weight.zero_()
+    exact_BWL = without_fused(fused).emissions(**inputs_of(batch))
+    rounded_BWL = plain_in_eight_bits(fused, batch)
+    assert fused.use_eight_bits()
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BWL = fused.emissions(**inputs_of(batch))
+    to_rounded, to_exact = (distance(found_BWL, x, batch["word_mask_BW"]) for x in (rounded_BWL, exact_BWL))
+    assert to_rounded < 0.45 * to_exact
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(128, 2, 512), (512, 8, 2048)])
+def test_eight_bits_are_near_the_exact_scores(shape):
+    hidden, heads, inner = shape
+    fused = make_tagger(4, hidden_size=hidden, num_attention_heads=heads, intermediate_size=inner)
+    batch = make_batch()
+    exact_BWL = without_fused(fused).emissions(**inputs_of(batch))
+    assert fused.use_eight_bits()
+    with torch.autocast("cpu", torch.bfloat16):
+        found_BWL = fused.emissions(**inputs_of(batch))
+    assert 0 < distance(found_BWL, exact_BWL, batch["word_mask_BW"]) < 0.03
+
+
+@torch.no_grad()
+def test_in_eight_bits_neither_threads_nor_other_tweets_change_anything():
+    fused, batch = make_tagger(), inputs_of(make_batch())
+    threads = torch.get_num_threads()
+    assert fused.use_eight_bits()
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            together_BWL = fused.emissions(**batch)
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                assert torch.equal(fused.emissions(**batch), together_BWL)
+            for tweet, words in enumerate(WORDS):
+                alone_BWL = fused.emissions(**{name: x[tweet : tweet + 1] for name, x in batch.items()})
+                assert torch.equal(alone_BWL[0, :words], together_BWL[tweet, :words])
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_training_is_not_done_in_eight_bits():
+    fused, batch = make_tagger(), make_batch()
+    loss, gradients = loss_and_gradients(fused, batch)
+    assert fused.use_eight_bits()
+    again, of_the_same = loss_and_gradients(fused, batch)
+    assert again == loss and all(torch.equal(of_the_same[name], x) for name, x in gradients.items())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fused(**batch) != loss
+
+
+def test_eight_bits_need_sizes_of_64():
+    assert not make_tagger(intermediate_size=96).use_eight_bits()
+    assert not make_tagger(num_attention_heads=8).use_eight_bits()  # heads of 16, left to torch
+
+
 def test_two_passes_before_one_backward_and_two_backwards_of_one_pass():
     fused, batch = make_tagger(), make_batch()
     _, once = loss_and_gradients(fused, batch)

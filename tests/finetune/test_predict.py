@@ -201,6 +201,7 @@ def test_image_words_for_a_model_without(encoder, named, tmp_path, capsys):
         ({"--model": "nothing/here/at/all"}, "there is no such folder"),
         ({"--model": "."}, "there is no config.json"),
         ({"--device": "thermometer"}, "device thermometer: cannot be used"),
+        ({"--precision": "int8"}, "precision int8: is for plain BERTs"),
     ],
 )
 def test_arguments_that_are_refused(model, tmp_path, monkeypatch, capsys, arguments, problem):

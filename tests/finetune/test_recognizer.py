@@ -13,6 +13,7 @@ from tiny_ner import bert_config, make_tokenizer
 from transformers import BertForTokenClassification
 
 from finetune.features import InputFormat, PieceReader
+from finetune.fused_bert import library
 from finetune.post_words import PostWords
 from finetune.recognizer import Entity, Recognizer
 from finetune.systems.msb import MSBConfig, MSBForTokenClassification
@@ -33,11 +34,14 @@ def recognizer(folder):
     return Recognizer.from_pretrained(folder)
 
 
-def random_recognizer(head: str, scheme: TagScheme, reads_image_words: bool = True) -> Recognizer:
+def random_recognizer(
+    head: str, scheme: TagScheme, reads_image_words: bool = True, precision: str = "fp32", **sizes: int
+) -> Recognizer:
     """A recognizer of random weights, so large that it finds something everywhere."""
     tokenizer = make_tokenizer()
     torch.manual_seed(1)
     config = bert_config(len(tokenizer), num_labels=len(scheme.labels))
+    config.update(sizes)
     if head == "crf":
         config = MSBConfig(config.to_diff_dict() | {"model_type": "bert"}, scheme.name, scheme.types)
     model = (MSBForTokenClassification if head == "crf" else BertForTokenClassification)(config)
@@ -45,7 +49,8 @@ def random_recognizer(head: str, scheme: TagScheme, reads_image_words: bool = Tr
     torch.nn.init.normal_(model.classifier.weight, std=0.3)
     if head == "crf":
         torch.nn.init.normal_(model.crf.transitions)
-    return Recognizer(PieceTagger(model), PieceReader(tokenizer, InputFormat(24, 6)), scheme, reads_image_words)
+    reader = PieceReader(tokenizer, InputFormat(24, 6))
+    return Recognizer(PieceTagger(model), reader, scheme, reads_image_words, precision=precision)
 
 
 def found(entities: list[Entity]) -> list[tuple[str, str]]:
@@ -76,6 +81,25 @@ def test_bf16_finds_the_same_where_the_model_is_sure_with_scores_a_little_off(fo
     assert [found(entities) for entities in near] == [found(entities) for entities in exact]
     pairs = [(a.score, b.score) for x, y in zip(exact, near, strict=True) for a, b in zip(x, y, strict=True)]
     assert all(abs(a - b) < 0.05 for a, b in pairs) and any(a != b for a, b in pairs)
+
+
+@pytest.mark.skipif(library() is None, reason="no processor with AVX512-BF16 (and without AMX), or no compiler")
+def test_eight_bits_find_nearly_the_same():
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    texts = [" ".join(words) for words in itertools.permutations("RT saw Maria Lee, acme Paris".split(), 4)]
+    tags, scores = {}, {}
+    for precision in ("fp32", "bf16", "int8"):
+        recognizer = random_recognizer("crf", TagScheme(), precision=precision, **sizes)
+        results = recognizer.recognize([PostWords.of_text(text) for text in texts])
+        tags[precision] = [tag for result in results for tag in result.tags]
+        scores[precision] = [entity.score for result in results for entity in result.entities]
+    same = sum(a == b for a, b in zip(tags["fp32"], tags["int8"], strict=True)) / len(tags["fp32"])
+    assert 0.9 < same and scores["fp32"] != scores["int8"] != scores["bf16"] and len(set(tags["fp32"])) > 3
+
+
+def test_eight_bits_are_refused_where_they_cannot_be_had(folder):
+    with pytest.raises(InputError, match="precision int8: is for plain BERTs"):
+        Recognizer.from_pretrained(folder, precision="int8")  # heads of 16
 
 
 def test_an_entity_does_not_reach_across_a_url(recognizer):
