@@ -1,7 +1,8 @@
 // BERT's layers, forward and backward, as two calls: what finetune/fused_bert.py loads, on processors with AVX512-BF16.
 //
 // A batch of tweets is so small that torch's operations start for longer than they run. Here the threads share the rows
-// of all tweets, without padding, and meet before and after the attention, which they share by tweets and heads.
+// of all tweets, without padding, and meet before and after the attention, which they share by tweets and heads. What
+// each does to its rows it does to some at a time, all behind the attention, so that they stay in its core's cache.
 // Products are of bf16, added up in fp32. Activations are bf16; what is computed within a row (normalisation, softmax,
 // the residual's gradient) is fp32. In eight bits, for prediction alone, the linear layers' products are of bytes: each
 // output's weights with a step of their own, each row of activations with a step and a zero found as it is read
@@ -39,6 +40,9 @@ enum DropoutPlace { OF_SHARES, OF_ATTENDED, OF_CHANGED, IN_A_LAYER };  // betwee
 // clang-format on
 
 // --- What is computed on ---
+
+// Of these, what is behind the attention reads and writes 400 kB in BERT-Small, beside a panel of weights.
+constexpr long ROWS_AT_ONCE = 4 * BLOCK_ROWS;
 
 // Hands out parts of a block of memory; from no block, it only counts.
 struct Memory {
@@ -122,29 +126,28 @@ struct Plan {
     }
 };
 
-// What the forward pass leaves for the backward pass; without one, layers share it.
+// What the forward pass leaves for the backward pass; without one, layers share what they need, and the others are
+// null.
 struct Layer {
     bf16 *x, *read;  // what keys and values are computed from, and queries
     bf16 *query, *key_value, *context, *attended, *inner, *active, *normal1, *normal2;
     float *shares, *deviation1, *deviation2;
 };
 
+bf16* row_of(bf16* rows, long row, long width) {
+    return rows ? rows + row * width : nullptr;
+}
+
 struct Activations {
     std::vector<Layer> layers;
     bf16* normal;
-    float *deviation, *sums, *of_words;  // of_words [words, H] is what the labels' scores are computed from
-    uint8_t* bytes;                      // what a linear layer reads, in eight bits, with its rows' scales
-    Scale* scales;
+    float *deviation, *of_words;  // of_words [words, H] is what the labels' scores are computed from
 
     Activations(const Sizes& s, Memory& memory) {
         const long pieces = s.tweets * s.pieces, words = s.tweets * s.words;
-        normal = memory.take<bf16>(pieces * s.hidden);
+        normal = s.training ? memory.take<bf16>(pieces * s.hidden) : nullptr;
         deviation = memory.take<float>(pieces);
-        sums = memory.take<float>(std::max(pieces, words) * s.hidden);
         of_words = memory.take<float>(s.labels ? words * s.hidden : 0);
-        const long in_bytes = s.eight_bits ? std::max(pieces, words) : 0;
-        bytes = memory.take<uint8_t>(in_bytes * byte_stride(s));
-        scales = memory.take<Scale>(in_bytes);
         for (long l = 0; l < s.layers; l++) {
             const bool last = l == s.layers - 1, first_of_its_kind = s.training || l == 0;
             if (!first_of_its_kind && !last) {
@@ -161,9 +164,9 @@ struct Activations {
             layer.context = of(s.hidden);
             layer.attended = of(s.hidden);
             layer.inner = s.training ? of(inner_stride(s)) : nullptr;
-            layer.active = of(inner_stride(s));
-            layer.normal1 = of(s.hidden);
-            layer.normal2 = of(s.hidden);
+            layer.active = s.training ? of(inner_stride(s)) : nullptr;
+            layer.normal1 = s.training ? of(s.hidden) : nullptr;
+            layer.normal2 = s.training ? of(s.hidden) : nullptr;
             layer.shares = s.training ? memory.take<float>(queries * s.heads * padded(s.pieces)) : nullptr;
             layer.deviation1 = memory.take<float>(queries);
             layer.deviation2 = memory.take<float>(queries);
@@ -186,10 +189,27 @@ struct Head {
     }
 };
 
-std::vector<Head> heads_of_threads(const Sizes& s, Memory& memory) {
-    std::vector<Head> heads;
-    for (long thread = 0; thread < s.threads; thread++) heads.emplace_back(s, memory);
-    return heads;
+// One thread's memory for some rows: what is to be normalised, what the inner layer gives, what a linear layer reads in
+// eight bits.
+struct Rowwise {
+    float* sums;
+    bf16* active;
+    uint8_t* bytes;
+    Scale* scales;
+
+    Rowwise(const Sizes& s, Memory& memory) {
+        sums = memory.take<float>(ROWS_AT_ONCE * s.hidden);
+        active = memory.take<bf16>(s.training ? 0 : ROWS_AT_ONCE * inner_stride(s));
+        bytes = memory.take<uint8_t>(s.eight_bits ? ROWS_AT_ONCE * byte_stride(s) : 0);
+        scales = memory.take<Scale>(s.eight_bits ? ROWS_AT_ONCE : 0);
+    }
+};
+
+template <class Own>
+std::vector<Own> of_threads(const Sizes& s, Memory& memory) {
+    std::vector<Own> own;
+    for (long thread = 0; thread < s.threads; thread++) own.emplace_back(s, memory);
+    return own;
 }
 
 // Gradients of what a layer computed, until those of its weights are.
@@ -261,7 +281,7 @@ struct HeadOfTweet {
 
 // --- The forward pass ---
 
-void embed(const Pass& p, long thread) {
+void embed(const Pass& p, long thread, float* sum) {
     const long hidden = p.s.hidden;
     const Norm norm = p.norm(p.parameters[N_W], p.parameters[N_B]);
     const Dropout dropout = p.of_embeddings();
@@ -271,11 +291,10 @@ void embed(const Pass& p, long thread) {
         const float* embedded = p.in.embedded_BTH + place * hidden;
         const float* of_place = p.parameters[PLACES] + place % p.s.pieces * hidden;
         const float* of_type = p.parameters[TYPES] + p.in.token_type_ids_BT[place] * hidden;
-        float* sum = p.activations.sums + row * hidden;
         for (long h = 0; h < hidden; h += LANES)
             store(sum + h, load(embedded + h) + load(of_type + h) + load(of_place + h));
         bf16* x = p.activations.layers[0].x + row * hidden;
-        p.activations.deviation[row] = normalise(sum, hidden, norm, p.activations.normal + row * hidden,
+        p.activations.deviation[row] = normalise(sum, hidden, norm, row_of(p.activations.normal, row, hidden),
                                                  [&](long h, __m512 y) { store(x + h, dropout(y, row * hidden + h)); });
     }
 }
@@ -323,22 +342,21 @@ void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
              [&](long row, long column, __m512 x) { store(context + row * hidden + column, x); });
 }
 
-// A linear layer without its bias, for some rows of x. `epilogue(row, column, y)` takes 16 neighbours.
+// A linear layer without its bias, for some rows: x is the first. `epilogue(row, column, y)` takes 16 neighbours, of
+// rows numbered from 0.
 template <class Epilogue>
-void multiply_weight(const Pass& p, const bf16* x, long stride, Range rows, const Weight& weight, long inputs,
-                     long outputs, Epilogue epilogue) {
-    if (!p.s.eight_bits) {
-        multiply(Rows::of(x, stride), rows, weight.panels, inputs / 2, outputs, epilogue);
+void multiply_weight(const Sizes& s, const Rowwise& own, const bf16* x, long stride, long rows, const Weight& weight,
+                     long inputs, long outputs, Epilogue epilogue) {
+    if (!s.eight_bits) {
+        multiply(Rows::of(x, stride), {0, rows}, weight.panels, inputs / 2, outputs, epilogue);
         return;
     }
-    uint8_t* bytes = p.activations.bytes;
-    Scale* scales = p.activations.scales;
-    for (long row = rows.first; row < rows.last; row++)
-        scales[row] = to_bytes(x + row * stride, inputs, bytes + row * byte_stride(p.s));
-    multiply<OfBytes>(Rows::of(bytes, byte_stride(p.s)), rows, weight.panels, inputs / 4, outputs,
+    for (long row = 0; row < rows; row++)
+        own.scales[row] = to_bytes(x + row * stride, inputs, own.bytes + row * byte_stride(s));
+    multiply<OfBytes>(Rows::of(own.bytes, byte_stride(s)), {0, rows}, weight.panels, inputs / 4, outputs,
                       [&](long row, long column, OfBytes::Sums sums) {
-                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(scales[row].step);
-                          const __m512 of_lowest = all(scales[row].lowest) * load(weight.sum + column);
+                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(own.scales[row].step);
+                          const __m512 of_lowest = all(own.scales[row].lowest) * load(weight.sum + column);
                           epilogue(row, column, _mm512_fmadd_ps(y, load(weight.step + column), of_lowest));
                       });
 }
@@ -353,58 +371,46 @@ void score_labels(const Pass& p, const float* word, float* scores) {
     }
 }
 
-// The layer's output goes to the next layer, from the last one to `output`: [B, W, H], or the labels' scores.
-void compute_layer(const Pass& p, long l, long thread, const Weights& weights, const Head& own, float* output) {
+template <class Compute>
+void in_parts(Range rows, Compute compute) {
+    for (long first = rows.first; first < rows.last; first += ROWS_AT_ONCE)
+        compute(Range{first, std::min(first + ROWS_AT_ONCE, rows.last)});
+}
+
+// What is behind the attention, for some rows. It goes to the next layer, from the last one to `output`: [B, W, H], or
+// the labels' scores.
+void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, const Rowwise& own, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
-    const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s);
-    const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
-    float* sums = p.activations.sums;
-    if (p.is_last(l)) {
-#pragma omp barrier
-        for (long row = queries.first; row < queries.last; row++)
-            std::memcpy(layer.read + row * hidden, layer.x + p.plan.piece_of_word[row] * hidden, hidden * sizeof(bf16));
-    }
-
-    multiply_weight(p, layer.read, hidden, queries, weights.query, hidden, hidden,
-                    [&](long row, long column, __m512 x) {
-                        store(layer.query + row * hidden + column, x + load(parameters[Q_B] + column));
-                    });
-    multiply_weight(
-        p, layer.x, hidden, pieces, weights.key_value, hidden, 2 * hidden, [&](long row, long column, __m512 x) {
-            const float* bias = column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
-            store(layer.key_value + row * 2 * hidden + column, x + load(bias));
-        });
-#pragma omp barrier
-    for (long head = heads.first; head < heads.last; head++) attend(p, l, HeadOfTweet(p, l, head), own);
-#pragma omp barrier
-
-    auto added = [=](const float* bias, Dropout dropout, const bf16* residual) {
-        return [=](long row, long column, __m512 x) {
+    const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s), count = rows.count();
+    auto added = [=, &own](const float* bias, Dropout dropout, const bf16* residual) {
+        return [=, &own](long row, long column, __m512 x) {
             const long place = row * hidden + column;
-            store(sums + place, dropout(x + load(bias + column), place) + load(residual + place));
+            x = dropout(x + load(bias + column), rows.first * hidden + place);
+            store(own.sums + place, x + load(residual + place));
         };
     };
-    multiply_weight(p, layer.context, hidden, queries, weights.out, hidden, hidden,
-                    added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read));
-    for (long row = queries.first; row < queries.last; row++)
-        layer.deviation1[row] = normalise(sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
-                                          layer.normal1 + row * hidden,
-                                          [&](long h, __m512 y) { store(layer.attended + row * hidden + h, y); });
-    multiply_weight(p, layer.attended, hidden, queries, weights.up, hidden, inner,
-                    [&](long row, long column, __m512 x) {
-                        const long place = row * stride + column;
-                        x += load(parameters[UP_B] + column);
-                        if (layer.inner) store(layer.inner + place, x);
-                        store(layer.active + place, gelu(x).value);
-                    });
-    multiply_weight(p, layer.active, stride, queries, weights.down, inner, hidden,
-                    added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), layer.attended));
-    const Norm norm = p.norm(parameters[N2_W], parameters[N2_B]);
-    for (long row = queries.first; row < queries.last; row++) {
+    bf16* attended = layer.attended + rows.first * hidden;
+    multiply_weight(p.s, own, layer.context + rows.first * hidden, hidden, count, weights.out, hidden, hidden,
+                    added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read + rows.first * hidden));
+    for (long row = 0; row < count; row++)
+        layer.deviation1[rows.first + row] =
+            normalise(own.sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
+                      row_of(layer.normal1, rows.first + row, hidden),
+                      [&](long h, __m512 y) { store(attended + row * hidden + h, y); });
+    bf16* active = layer.active ? layer.active + rows.first * stride : own.active;
+    multiply_weight(p.s, own, attended, hidden, count, weights.up, hidden, inner, [&](long row, long column, __m512 x) {
+        x += load(parameters[UP_B] + column);
+        if (layer.inner) store(layer.inner + (rows.first + row) * stride + column, x);
+        store(active + row * stride + column, gelu(x).value);
+    });
+    multiply_weight(p.s, own, active, stride, count, weights.down, inner, hidden,
+                    added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), attended));
+    for (long row = rows.first; row < rows.last; row++) {
         auto give = [&](auto store_row) {
             layer.deviation2[row] =
-                normalise(sums + row * hidden, hidden, norm, layer.normal2 + row * hidden, store_row);
+                normalise(own.sums + (row - rows.first) * hidden, hidden, p.norm(parameters[N2_W], parameters[N2_B]),
+                          row_of(layer.normal2, row, hidden), store_row);
         };
         if (!p.is_last(l)) {
             bf16* next = p.activations.layers[l + 1].x + row * hidden;
@@ -419,6 +425,39 @@ void compute_layer(const Pass& p, long l, long thread, const Weights& weights, c
             score_labels(p, word, output + p.plan.place_of_word[row] * p.s.labels);
         }
     }
+}
+
+void compute_layer(const Pass& p, long l, long thread, const Weights& weights, const Head& of_head, const Rowwise& own,
+                   float* output) {
+    const Layer& layer = p.activations.layers[l];
+    const float* const* parameters = p.of_layer(l);
+    const long hidden = p.s.hidden;
+    const Range pieces = p.pieces(thread), queries = p.queries(l, thread), heads = p.heads(thread);
+    if (p.is_last(l)) {
+#pragma omp barrier
+        for (long row = queries.first; row < queries.last; row++)
+            std::memcpy(layer.read + row * hidden, layer.x + p.plan.piece_of_word[row] * hidden, hidden * sizeof(bf16));
+    }
+    in_parts(queries, [&](Range rows) {
+        bf16* query = layer.query + rows.first * hidden;
+        multiply_weight(p.s, own, layer.read + rows.first * hidden, hidden, rows.count(), weights.query, hidden, hidden,
+                        [&](long row, long column, __m512 x) {
+                            store(query + row * hidden + column, x + load(parameters[Q_B] + column));
+                        });
+    });
+    in_parts(pieces, [&](Range rows) {
+        bf16* key_value = layer.key_value + rows.first * 2 * hidden;
+        multiply_weight(p.s, own, layer.x + rows.first * hidden, hidden, rows.count(), weights.key_value, hidden,
+                        2 * hidden, [&](long row, long column, __m512 x) {
+                            const float* bias =
+                                column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
+                            store(key_value + row * 2 * hidden + column, x + load(bias));
+                        });
+    });
+#pragma omp barrier
+    for (long head = heads.first; head < heads.last; head++) attend(p, l, HeadOfTweet(p, l, head), of_head);
+#pragma omp barrier
+    in_parts(queries, [&](Range rows) { compute_rows(p, l, rows, weights, own, output); });
 }
 
 // --- The backward pass ---
@@ -686,9 +725,10 @@ void fused_bert_bytes(const Sizes* s, long* weights, long* forward, long* backwa
     Memory of_weights{nullptr}, of_forward{nullptr}, of_backward{nullptr};
     weights_of_layers(*s, of_weights);
     Activations(*s, of_forward);
-    heads_of_threads(*s, of_forward);
+    of_threads<Head>(*s, of_forward);
+    of_threads<Rowwise>(*s, of_forward);
     Gradients(*s, of_backward);
-    heads_of_threads(*s, of_backward);
+    of_threads<Head>(*s, of_backward);
     *weights = of_weights.used;
     *forward = of_forward.used;
     *backward = of_backward.used;
@@ -717,15 +757,17 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
     Memory packed{weights_start}, memory{memory_start};
     const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
-    const std::vector<Head> own = heads_of_threads(s, memory);
+    const std::vector<Head> heads = of_threads<Head>(s, memory);
+    const std::vector<Rowwise> own = of_threads<Rowwise>(s, memory);
     const Pass pass{s, plan, *in, parameters, activations};
     std::memset(output, 0, s.tweets * s.words * (s.labels ? s.labels : s.hidden) * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
         count_threads(s);
         const long thread = omp_get_thread_num();
-        embed(pass, thread);
-        for (long l = 0; l < s.layers; l++) compute_layer(pass, l, thread, weights[l], own[thread], output);
+        embed(pass, thread, own[thread].sums);
+        for (long l = 0; l < s.layers; l++)
+            compute_layer(pass, l, thread, weights[l], heads[thread], own[thread], output);
     }
     return 0;
 }
@@ -742,7 +784,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
     const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
     const Gradients g(s, beside);
-    const std::vector<Head> own = heads_of_threads(s, beside);
+    const std::vector<Head> own = of_threads<Head>(s, beside);
     const Pass pass{s, plan, *in, parameters, activations};
     std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * s.hidden * sizeof(float));
 #pragma omp parallel num_threads(s.threads)

@@ -344,8 +344,8 @@ struct Norm {
     float epsilon;
 };
 
-// Of a row: what is normalised, before weight and bias, and one over the deviation. `finish(column, y)` takes what is
-// behind them.
+// Of a row: one over the deviation; and in `normal`, if given, what is normalised, before weight and bias.
+// `finish(column, y)` takes what is behind them.
 template <class Finish>
 inline float normalise(const float* x, long hidden, Norm norm, bf16* normal, Finish finish) {
     __m512 sum = _mm512_setzero_ps(), squares = sum;
@@ -358,7 +358,7 @@ inline float normalise(const float* x, long hidden, Norm norm, bf16* normal, Fin
     const float over_deviation = 1 / std::sqrt(_mm512_reduce_add_ps(squares) / hidden + norm.epsilon);
     for (long h = 0; h < hidden; h += LANES) {
         const __m512 value = (load(x + h) - mean) * all(over_deviation);
-        store(normal + h, value);
+        if (normal) store(normal + h, value);
         finish(h, _mm512_fmadd_ps(value, load(norm.weight + h), load(norm.bias + h)));
     }
     return over_deviation;
