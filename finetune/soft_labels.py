@@ -24,11 +24,10 @@ from datasets import List as ListOf
 from data_prep.layout import DatasetWriter, shard_files, write_parquet_whole
 from data_prep.text_batches import iterate_texts
 from finetune.post_words import PostWords
-from finetune.recognizer import Recognizer
+from finetune.recognizer import Recognizer, RecognizerPrecision
 from finetune.teacher import Teacher, save_crf
 from launch.dataset_stage import DatasetStageSettings, run_dataset_stage
 from launch.errors import InputError
-from launch.loop import Precision
 from launch.pretrained import encoder_input, refuse_twice
 from launch.settings import NOT_IDENTITY
 from launch.stage import Stage
@@ -72,8 +71,9 @@ class SoftLabelSettings(DatasetStageSettings):
     """Whether teachers and student read the words of the texts' images, in a corpus that has them."""
     seed: int = 1
     """Which texts are drawn is a function of it."""
-    precision: Precision = "auto"
-    """What the teachers compute in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32."""
+    precision: RecognizerPrecision = "auto"
+    """What the teachers compute in: `auto` is bf16 where the GPU or the processor computes it fast, else fp32; `int8` as in
+    `finetune.predict`."""
 
     def __post_init__(self) -> None:
         """Refuse to label nothing."""

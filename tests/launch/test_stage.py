@@ -568,3 +568,9 @@ def test_a_line_that_is_being_written_is_passed_over(monkeypatch):
     read = ['{"step": 1}\n', '{"step"', ": 2}\n", '{"step": 3}\n']
     monkeypatch.setattr(stage, "open", lambda *_, **__: nullcontext(iter(read)), raising=False)
     assert list(stage.iterate_jsonl(Path("metrics.jsonl"))) == [{"step": 1}]
+
+
+def test_the_garbage_collector_leaves_imports_alone_once():
+    command = "import gc; from launch.stage import leave_imports_alone as leave; leave(); n = gc.get_freeze_count()"
+    command += "; more = [[] for _ in range(999)]; leave(); assert n == gc.get_freeze_count() > 10_000, n"
+    subprocess.run([sys.executable, "-c", command], check=True)
