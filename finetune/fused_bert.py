@@ -7,7 +7,8 @@ one backward, without padding. Where there is no such processor or no compiler,
 Without gradients it can be done in eight bits, where products are twice as fast: :meth:`FusedBert.use_eight_bits`.
 
 What is computed does not depend on the number of threads and, but for dropout's masks, not on what else is in the batch. Of
-torch's generator, one number a pass is drawn for dropout. A ``FusedBert`` is for one Python thread at a time.
+torch's generator, one number a pass is drawn for dropout. Several Python threads may predict at once, where no weight changes;
+training is for one.
 
 Shapes: B tweets, T word pieces of the longest, W words of the longest, H hidden size.
 """

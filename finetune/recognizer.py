@@ -67,7 +67,7 @@ class Recognized:
 
 
 class Recognizer:
-    """A model with what its texts must go through. Made by :meth:`from_pretrained`.
+    """A model with what its texts must go through. Made by :meth:`from_pretrained`. Several threads may use it at once.
 
     ``reads_image_words`` says whether it was trained with image words; one that was not is never given any.
     """

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -95,6 +96,18 @@ def test_eight_bits_find_nearly_the_same():
         scores[precision] = [entity.score for result in results for entity in result.entities]
     same = sum(a == b for a, b in zip(tags["fp32"], tags["int8"], strict=True)) / len(tags["fp32"])
     assert 0.9 < same and scores["fp32"] != scores["int8"] != scores["bf16"] and len(set(tags["fp32"])) > 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_several_threads_at_once(precision):
+    if precision == "int8" and library() is None:
+        pytest.skip("no processor with AVX512-BF16 (and without AMX), or no compiler")
+    recognizer = random_recognizer("crf", TagScheme(), precision=precision, hidden_size=64, intermediate_size=128)
+    posts = [list(words) for words in itertools.permutations("RT saw Maria Lee, acme Paris".split(), 3)]
+    texts = [[" ".join(words)] * (1 + number % 3) for number, words in enumerate(posts)]
+    one_by_one = [recognizer.entities(some) for some in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(recognizer.entities, texts)) == one_by_one
 
 
 def test_eight_bits_are_refused_where_they_cannot_be_had(folder):
