@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetsError
 from huggingface_hub import HfApi, get_token
 
 from data_prep.text_batches import BEGIN, TEXTS_AT_ONCE, Place, ReadingInterrupted, TextBatch, batches_of_texts
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 from launch.hub import CHECK_SECONDS, TransportError, hub_calls
 from launch.scrub import redact
 from launch.stage import planned_input
@@ -117,12 +117,8 @@ def _stream_errors(data: HubData) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, DatasetsError, ValueError, RuntimeError) as error:
-        raise InputError(f"{data}: cannot be read ({_first_line(error)}). Check its name on the Hub.") from None
+        raise InputError(f"{data}: cannot be read ({redact(first_line(error))}). Check its name on the Hub.") from None
     except (OSError, TransportError) as error:
         raise ReadingInterrupted(
-            f"{data}: the Hub no longer answers ({_first_line(error)}). The same command goes on where it stopped."
+            f"{data}: the Hub no longer answers ({redact(first_line(error))}). The same command goes on where it stopped."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 
 # Both were trained on other pixel values than torchvision's presets give, and convert them when told to.
 MODEL_OPTIONS = {
@@ -113,7 +113,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = _read_state_dict(path)
     except Exception as error:  # the readers raise whatever a broken file provokes
-        problem = f"no weights can be read from it ({_first_line(error)})"
+        problem = f"no weights can be read from it ({first_line(error)})"
         raise InputError.at(path, None, problem, "Give a .safetensors file or a plain state dict.") from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         problem = "not a state dict (parameter names and tensors)"
@@ -154,7 +154,7 @@ def _with_published_weights(name: str, published: torchvision.models.WeightsEnum
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # no network, another file than was published
         place = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
-            f"labeller {name}: its published weights could not be had ({_first_line(error)}). "
+            f"labeller {name}: its published weights could not be had ({first_line(error)}). "
             f"Without a network, get {published.url} elsewhere and put it into {place}, or name it by --weights."
         ) from None
 
@@ -196,10 +196,6 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 def _is_dispensable(key: str) -> bool:
     # Old batch normalizations did not count their batches, and the count is not used here.
     return key.startswith(AUXILIARY_HEADS) or key.endswith(".num_batches_tracked")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _some(keys: list[str]) -> str:

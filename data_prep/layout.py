@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, List, Value
 
-from data_prep.posts import POSTS_FEATURES
 from launch.dataset_card import facts_as_list, render_dataset_card, type_in_words
 from launch.errors import InputError
 from launch.files import sync_to_disk, write_text_whole
@@ -206,11 +205,6 @@ def read_split(folder: Path, split: str, features: Features, columns: Sequence[s
     table = pa.concat_tables([pq.read_table(shard, columns=list(wanted)) for shard in shards])
     # The shards' metadata may describe columns that were left out; the wanted features are what the table has now.
     return Dataset(table.select(list(wanted)).cast(wanted.arrow_schema), info=DatasetInfo(features=wanted))
-
-
-def read_posts_dataset(folder: Path, columns: Sequence[str] | None = None) -> Dataset:
-    """The posts of a `posts` data set, which has one split. See :func:`read_split`."""
-    return read_split(folder, "train", POSTS_FEATURES, columns)
 
 
 def iterate_rows(folder: Path, split: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

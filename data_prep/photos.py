@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -41,9 +41,6 @@ from data_prep.sources.waiting import Backoff
 from launch.files import sync_to_disk
 
 IMAGES_FOLDER = "images"
-DOWNLOADED = "downloaded"
-"""In `PhotoDownloader.counts`: photos with a file. All other keys are problems."""
-
 TIMED_OUT = "timed out"
 CONNECTION_FAILED = "connection failed"
 NOT_A_WEB_ADDRESS = "not a web address"
@@ -96,8 +93,6 @@ class PhotoDownloader:
         read_seconds: float = 20.0,
         whole_seconds: float = 120.0,
     ) -> None:
-        self.counts: Counter[str] = Counter()
-        """Photos submitted and settled, by what became of them: `DOWNLOADED` or their problem."""
         self._folder = folder
         self._images_from = images_from.resolve() if images_from else None
         self._maximum_bytes = maximum_bytes
@@ -166,7 +161,6 @@ class PhotoDownloader:
                 del self._outcomes[next(iter(self._outcomes))]
             task = self._outcomes[image.url] = asyncio.create_task(self._outcome(image.url))
         outcome = await asyncio.shield(task)  # others may wait for it when this one is cancelled
-        self.counts[outcome.problem or DOWNLOADED] += 1
         return replace(outcome, alt_text=image.alt_text)
 
     async def _outcome(self, url: str) -> PostImage:

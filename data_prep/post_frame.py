@@ -32,7 +32,7 @@ from data_prep.posts import EMPTY
 from data_prep.repeats import WordSets
 from data_prep.sources.batches import RAW_SCHEMA
 from data_prep.sources.files import read_batches
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 
 TOO_SHORT = "fewer than {} words"
 OTHER_LANGUAGE = "not in the language {}"
@@ -82,9 +82,8 @@ def use_runner(runner: Literal["native", "ray"], address: str | None) -> None:
         # Without an address Ray would look for a cluster that once ran here, and wait for it.
         ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"--ray_address {address}: no Ray cluster answers ({reason}). Start it, or correct it."
+            f"--ray_address {address}: no Ray cluster answers ({first_line(error)}). Start it, or correct it."
         ) from None
     daft.set_runner_ray(noop_if_initialized=True)
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from huggingface_hub.utils import httpx
 
 from data_prep.text_batches import BEGIN, Place, ReadingInterrupted, TextBatch, batches_of_texts, read_batches
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 from launch.scrub import redact
 from launch.stage import planned_input
 
@@ -152,7 +152,7 @@ def iterate_remote_texts(
                         yield from batches_of_texts("train", batch[column].to_pylist(), validation_share, place)
             except (pa.ArrowException, OSError) as error:
                 raise InputError.at(
-                    file.url, None, f"cannot be read ({_first_line(error)})", "Make it again."
+                    file.url, None, f"cannot be read ({redact(first_line(error))})", "Make it again."
                 ) from None
 
 
@@ -253,7 +253,7 @@ def _request(
                 )
             content = answer.read() if status == RANGE else b""
     except httpx.HTTPError as error:
-        raise NoAnswerError(_first_line(error), may_pass=True) from None
+        raise NoAnswerError(redact(first_line(error)), may_pass=True) from None
     if len(content) != max(min(end, file.length) - start, 0):
         raise NoAnswerError("the server's answer was cut short", may_pass=True)
     return file, content
@@ -286,7 +286,3 @@ def _client() -> httpx.Client:
 
 def _is_protected(scheme: str, host: str) -> bool:
     return scheme == "https" or (scheme == "http" and host in LOCAL_HOSTS)
-
-
-def _first_line(error: Exception) -> str:
-    return redact((str(error).strip() or type(error).__name__).splitlines()[0])

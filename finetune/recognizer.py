@@ -24,7 +24,7 @@ from finetune.scorer import spans
 from finetune.systems.registry import STOCK, SYSTEMS
 from finetune.tagger import Tagger
 from finetune.tags import TagScheme, split_tag, tags_at
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 from launch.loop import chosen_precision
 from launch.pretrained import encoder_input, load_pretrained
 
@@ -85,8 +85,9 @@ class Recognizer:
             self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
             self.tagger = tagger.to(self.device).eval()
         except (RuntimeError, AssertionError) as error:  # what torch raises for a device that it has not
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {device}: cannot be used ({reason}). Give one that torch has, as cpu.") from None
+            raise InputError(
+                f"device {device}: cannot be used ({first_line(error)}). Give one that torch has, as cpu."
+            ) from None
         self.reader = reader
         self.scheme = scheme
         self.reads_image_words = reads_image_words
@@ -251,8 +252,7 @@ def _read_config(name: str) -> dict[str, Any]:
     try:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise _no_recognizer(name, f"its config.json cannot be read ({reason})") from None
+        raise _no_recognizer(name, f"its config.json cannot be read ({first_line(error)})") from None
     missing = [key for key in ("msb_input", "msb_scheme", "id2label") if key not in config]
     if missing:
         raise _no_recognizer(name, f"its config.json has no {', '.join(missing)}")

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 
 from finetune.vectors import is_entry
 from finetune.word_model import ENTRIES_FROM, PADDING, UNKNOWN
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 
 SEEN_AT_LEAST = 2
 """How often characters and image words must be there in training to get a vector of their own. The others share that of the
@@ -200,8 +200,9 @@ def load_word_reader(name: str, config: dict[str, Any]) -> WordReader:
         try:
             vocabulary = Vocabulary.load(Path(cached_file(name, file))) if is_read else Vocabulary([])
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{name}: its {file} cannot be read ({reason}). Give the whole folder.") from None
+            raise InputError(
+                f"{name}: its {file} cannot be read ({first_line(error)}). Give the whole folder."
+            ) from None
         if is_read and len(vocabulary) != config[rows]:
             raise InputError(
                 f"{name}: its {file} has {len(vocabulary.entries)} entries, but its weights are of "

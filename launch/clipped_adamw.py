@@ -54,7 +54,7 @@ class ClippedAdamW:
             return None
         if any(not native.is_plain(parameter) for group in groups for parameter in group["params"]):
             return None
-        library = native.library(SOURCE, ("avx2", "fma"))
+        library = native.library(SOURCE, ("avx2",))
         return cls(optimizer, maximum_norm, library) if library else None
 
     def step(self) -> float:

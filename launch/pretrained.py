@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from launch.errors import InputError
+from launch.errors import InputError, first_line
 
 UNUSED_PARTS = ("pooler.",)
 """Parts of an encoder that no system here reads: they may be new."""
@@ -132,8 +132,7 @@ def check_vocabulary(encoder: str, model: PreTrainedModel, tokenizer: PreTrained
 
 
 def _cannot_load(what: str, encoder: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
-        f"{encoder}: its {what} cannot be loaded ({reason}). Give a folder with a Hugging Face model in safetensors, "
-        "or an id that the Hub has (needs a network)."
+        f"{encoder}: its {what} cannot be loaded ({first_line(error)}). Give a folder with a Hugging Face model in "
+        "safetensors, or an id that the Hub has (needs a network)."
     )

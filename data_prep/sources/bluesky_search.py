@@ -35,7 +35,7 @@ from data_prep.sources.bluesky_posts import post_of_view
 from data_prep.sources.live import Fetched
 from data_prep.sources.post_fields import moment_of
 from data_prep.sources.social import in_languages, json_object
-from data_prep.sources.waiting import Backoff, cause_of, wait_yielding
+from data_prep.sources.waiting import Backoff, BearerToken, cause_of, wait_yielding
 from launch.errors import InputError
 from launch.scrub import redact, remember_secret
 
@@ -174,7 +174,7 @@ class Account:
                 response = self._http.request(
                     method,
                     f"{self._service}/xrpc/{name}",
-                    auth=_Bearer(token),
+                    auth=BearerToken(token),
                     timeout=REQUEST_SECONDS,
                     allow_redirects=False,
                     **options,
@@ -201,18 +201,6 @@ class Account:
     def _pause(self, seconds: float) -> Iterator[Fetched]:
         for _ in self._wait(seconds):
             yield Fetched()
-
-
-class _Bearer(requests.auth.AuthBase):
-    """Not a header: `requests` would replace it by what a .netrc file has for the host."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class _Refused(Exception):

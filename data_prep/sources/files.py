@@ -33,7 +33,6 @@ __all__ = [
     "post_files",
     "read_batches",
     "read_posts",
-    "stem_of",
 ]
 
 BATCH_ROWS = 65_536
@@ -91,11 +90,6 @@ def files_passed_over(path: Path, files: list[Path]) -> list[str]:
     """Names of the files in the folder that are not among ``files``; of a `posts` data set there are none."""
     taken = set(files)
     return [] if _shards(path) else [_name_in(path, file) for file in _visible_files(path) if file not in taken]
-
-
-def stem_of(file: Path) -> str:
-    """A file's name without its ending: what the ids of its posts begin with."""
-    return Ending.of(file.name).stem
 
 
 def read_posts(

@@ -19,7 +19,7 @@ import tweepy
 
 from data_prep.sources.live import Fetched
 from data_prep.sources.social import json_object
-from data_prep.sources.waiting import Backoff, cause_of, wait_yielding
+from data_prep.sources.waiting import Backoff, BearerToken, cause_of, wait_yielding
 from launch.errors import InputError
 from launch.scrub import redact
 
@@ -203,8 +203,7 @@ class _Client(tweepy.Client, tweepy.StreamingClient):
         super().__init__(token, return_type=requests.Response)
         self._address = address.rstrip("/")
         self.session.headers["User-Agent"] = self.user_agent
-        # Not a header: `requests` would replace it by what a .netrc file has for the host.
-        self.session.auth = _BearerToken(token)
+        self.session.auth = BearerToken(token)
 
     def request(
         self,
@@ -220,15 +219,6 @@ class _Client(tweepy.Client, tweepy.StreamingClient):
     def send(self, method: str, route: str, **options: Any) -> requests.Response:
         """One request, with the options of `requests`."""
         return self.session.request(method, self._address + route, **options)
-
-
-class _BearerToken(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 def _problems(answer: dict[str, Any]) -> list[dict[str, Any]]:

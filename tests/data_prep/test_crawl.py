@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import crawl
-from data_prep.layout import read_posts_dataset
+from data_prep.layout import read_split
 from data_prep.post_store import STORED_BEFORE
-from data_prep.posts import WITHHELD
+from data_prep.posts import POSTS_FEATURES, WITHHELD
 from launch.stage import read_manifest
 
 
@@ -87,7 +87,7 @@ def test_takes_what_there_is_and_the_same_command_takes_what_is_new(fake, capsys
     fake.check(43)
     assert fake.manifest["fingerprint"] == fingerprint, "it does not tell how far a crawl came"
     assert fake.manifest["rows"]["taken"] == 43
-    assert read_posts_dataset(fake.output).features["created_at"].dtype == "timestamp[us, tz=UTC]"
+    assert read_split(fake.output, "train", POSTS_FEATURES).features["created_at"].dtype == "timestamp[us, tz=UTC]"
     assert not fake.partial.exists()
 
 
@@ -226,12 +226,12 @@ def test_files_become_a_data_set_whole_or_not_at_all(tmp_path, capsys):
     (dump / "notes.md").write_text("not posts")
     command = ["files", f"--input={dump}", f"--output={output}", "--columns.created_at=when"]
     assert crawl.main(command) == 0
-    assert [(row["id"], row["text"]) for row in read_posts_dataset(output)] == [
+    assert [(row["id"], row["text"]) for row in read_split(output, "train", POSTS_FEATURES)] == [
         ("1", "R&D"),
         ("2", "b"),
         ("b:2", "rain"),
     ]
-    assert read_posts_dataset(output)[2]["created_at"] == datetime(2026, 3, 1, tzinfo=timezone.utc)
+    assert read_split(output, "train", POSTS_FEATURES)[2]["created_at"] == datetime(2026, 3, 1, tzinfo=timezone.utc)
     manifest = read_manifest(output)
     assert manifest["stage"] == "data_prep/crawl files"
     assert manifest["rows"] == {"taken": 4, "kept": 3, "rejected": {STORED_BEFORE: 1}}
@@ -252,7 +252,7 @@ def test_photos_lie_in_the_data_set(fake, tmp_path):
     for number in (0, 1):
         PIL.Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / "photos" / f"{number}.png")
     assert fake.run(posts=9, images="true", images_from=tmp_path / "photos") == 0
-    images = [image for images in read_posts_dataset(fake.output)["images"] for image in images]
+    images = [image for images in read_split(fake.output, "train", POSTS_FEATURES)["images"] for image in images]
     assert [image["problem"] for image in images] == [None, None, "no such file"] * 3
     assert {PIL.Image.open(fake.output / image["path"]).getpixel((0, 0)) for image in images if image["path"]} == {
         (0, 0, 0), (1, 0, 0),

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import post_store
-from data_prep.layout import read_posts_dataset, read_split, with_reason
+from data_prep.layout import read_split, with_reason
 from data_prep.post_store import OTHER_VERSION, STORED_BEFORE, HashSet, PostStore
 from data_prep.posts import POSTS_FEATURES, WITHHELD, Post, PostImage
 from launch.errors import InputError
@@ -51,13 +51,14 @@ def test_posts_come_back_as_they_were(tmp_path):
     image = PostImage("https://example.org/a.jpg", alt_text="a cat")
     full = post(1, lang="en", author_id="7", images=(image,))
     fill(tmp_path / "d", full, post(2, created_at=None), post(3, problem=WITHHELD, text=""))
-    assert read_posts_dataset(tmp_path / "d").to_list() == [full.row(), post(2, created_at=None).row()]
+    assert read_split(tmp_path / "d", "train", POSTS_FEATURES).to_list() == [full.row(), post(2, created_at=None).row()]
     rejected = datasets.load_dataset(str(tmp_path / "d"), "rejected", cache_dir=str(tmp_path / "cache"))["rejected"]
     assert rejected.features == with_reason(POSTS_FEATURES)
     assert rejected.to_list() == [{**post(3, text="").row(), "reason": WITHHELD}]
     loaded = datasets.load_dataset(str(tmp_path / "d"), cache_dir=str(tmp_path / "cache"))["train"]
-    assert loaded.features == POSTS_FEATURES and loaded.to_list() == read_posts_dataset(tmp_path / "d").to_list()
-    assert read_posts_dataset(tmp_path / "d", ["id"]).to_list() == [{"id": "1"}, {"id": "2"}]
+    assert loaded.features == POSTS_FEATURES
+    assert loaded.to_list() == read_split(tmp_path / "d", "train", POSTS_FEATURES).to_list()
+    assert read_split(tmp_path / "d", "train", POSTS_FEATURES, ["id"]).to_list() == [{"id": "1"}, {"id": "2"}]
 
 
 def test_no_post_is_stored_twice_in_one_run_or_another(tmp_path):
@@ -230,7 +231,7 @@ def test_photos_are_begun_at_once_and_awaited_with_the_shard(tmp_path):
         assert [image.url for image, _ in downloads.submitted] == ["a", "b", "c"], "only of posts that are kept"
         downloads.settle()
     assert store.images == {"downloaded": 2, "404": 1}
-    stored = read_posts_dataset(tmp_path / "d")[0]["images"]
+    stored = read_split(tmp_path / "d", "train", POSTS_FEATURES)[0]["images"]
     assert [(image["path"], image["problem"]) for image in stored] == [
         ("images/0", None), (None, "404"), ("images/2", None),
     ]  # fmt: skip

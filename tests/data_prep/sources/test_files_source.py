@@ -28,7 +28,6 @@ from data_prep.sources.files import (
     post_files,
     read_batches,
     read_posts,
-    stem_of,
 )
 from data_prep.sources.post_fields import ROUNDED_ID
 from data_prep.sources.tables import BAD_QUOTES, BAD_ROW
@@ -411,7 +410,6 @@ def test_a_folder(tmp_path):
     assert [post.source for post in posts] == ["x"] * 4 + ["b.txt"]
     assert files_passed_over(tmp_path, files) == ["2017/README.md"]
     assert reading.bytes_read == sum(file.stat().st_size for file in files)
-    assert [stem_of(file) for file in files] == ["30", "31", "b"]
     assert [post.id for post in read(files[0])] == ["130", "30:2"]
 
 
