@@ -6,7 +6,7 @@
 // Products are of bf16, added up in fp32. Activations are bf16; what is computed within a row (normalisation, softmax,
 // the residual's gradient) is fp32. In eight bits, for prediction alone, the linear layers' products are of bytes: each
 // output's weights with a step of their own, each row of activations with a step and a zero found as it is read
-// (Zafrir et al., "Q8BERT", 2019, with dynamic quantization).
+// (after Yao et al., "ZeroQuant", 2022).
 //
 // What is computed does not depend on the number of threads and, but for dropout's masks, not on the other tweets.
 //
@@ -41,7 +41,7 @@ enum DropoutPlace { OF_SHARES, OF_ATTENDED, OF_CHANGED, IN_A_LAYER };  // betwee
 
 // --- What is computed on ---
 
-// Of these, what is behind the attention reads and writes 400 kB in BERT-Small, beside a panel of weights.
+// Of these, what is behind the attention reads and writes some 450 kB in BERT-Small, beside a panel of weights.
 constexpr long ROWS_AT_ONCE = 4 * BLOCK_ROWS;
 
 // Hands out parts of a block of memory; from no block, it only counts.
@@ -57,10 +57,10 @@ struct Memory {
     }
 };
 
-// A weight in panels. In bytes: with the step of each output, and the sum of what its bytes stand for.
+// A weight in panels. In bytes: with the step of each output, and the output where all inputs are one.
 struct Weight {
     pair* panels;
-    float *step, *sum;
+    float *step, *of_ones;
 };
 
 // A layer's weights.
@@ -207,9 +207,9 @@ struct Rowwise {
 
 template <class Own>
 std::vector<Own> of_threads(const Sizes& s, Memory& memory) {
-    std::vector<Own> own;
-    for (long thread = 0; thread < s.threads; thread++) own.emplace_back(s, memory);
-    return own;
+    std::vector<Own> of_thread;
+    for (long thread = 0; thread < s.threads; thread++) of_thread.emplace_back(s, memory);
+    return of_thread;
 }
 
 // Gradients of what a layer computed, until those of its weights are.
@@ -249,9 +249,9 @@ struct Pass {
     }
     bool is_last(long l) const { return l == s.layers - 1; }
     const std::vector<long>& query_start(long l) const { return is_last(l) ? plan.word_start : plan.piece_start; }
-    Range of_rows(long rows, long thread) const { return share_of(rows, BLOCK_ROWS, thread, s.threads); }
-    Range pieces(long thread) const { return of_rows(plan.piece_start.back(), thread); }
-    Range queries(long l, long thread) const { return of_rows(query_start(l).back(), thread); }
+    Range rows_of(long rows, long thread) const { return share_of(rows, BLOCK_ROWS, thread, s.threads); }
+    Range pieces(long thread) const { return rows_of(plan.piece_start.back(), thread); }
+    Range queries(long l, long thread) const { return rows_of(query_start(l).back(), thread); }
     Range heads(long thread) const { return share_of(s.tweets * s.heads, 1, thread, s.threads); }
 };
 
@@ -324,7 +324,7 @@ void take_shares(const HeadOfTweet& head, const float* scores, Dropout dropout, 
     }
 }
 
-void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
+void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& of_head) {
     const Layer& layer = p.activations.layers[l];
     const long hidden = p.s.hidden;
     const bf16* query = layer.query + head.query * hidden + head.column;
@@ -332,31 +332,31 @@ void attend(const Pass& p, long l, const HeadOfTweet& head, const Head& own) {
     const bf16* value = key + hidden;
     bf16* context = layer.context + head.query * hidden + head.column;
     const Range queries{0, head.queries};
-    pack_columns(key, 2 * hidden, head.pieces, head.size, own.keys);
-    multiply(Rows::of(query, hidden), queries, own.keys, head.size / 2, head.width,
-             [&](long row, long t, __m512 x) { store(own.scores + row * head.width + t, x); });
-    float* shares = layer.shares ? layer.shares + head.element : own.shares;
-    take_shares(head, own.scores, p.of_place(l, OF_SHARES), shares, own.of_shares);
-    pack_rows(value, 2 * hidden, head.pieces, head.size, own.values, head.pairs);
-    multiply(Rows::of(own.of_shares, head.width), queries, own.values, head.pairs, head.size,
+    pack_columns(key, 2 * hidden, head.pieces, head.size, of_head.keys);
+    multiply(Rows::of(query, hidden), queries, of_head.keys, head.size / 2, head.width,
+             [&](long row, long t, __m512 x) { store(of_head.scores + row * head.width + t, x); });
+    float* shares = layer.shares ? layer.shares + head.element : of_head.shares;
+    take_shares(head, of_head.scores, p.of_place(l, OF_SHARES), shares, of_head.of_shares);
+    pack_rows(value, 2 * hidden, head.pieces, head.size, of_head.values, head.pairs);
+    multiply(Rows::of(of_head.of_shares, head.width), queries, of_head.values, head.pairs, head.size,
              [&](long row, long column, __m512 x) { store(context + row * hidden + column, x); });
 }
 
 // A linear layer without its bias, for some rows: x is the first. `epilogue(row, column, y)` takes 16 neighbours, of
 // rows numbered from 0.
 template <class Epilogue>
-void multiply_weight(const Sizes& s, const Rowwise& own, const bf16* x, long stride, long rows, const Weight& weight,
-                     long inputs, long outputs, Epilogue epilogue) {
+void multiply_weight(const Sizes& s, const Rowwise& of_rows, const bf16* x, long stride, long rows,
+                     const Weight& weight, long inputs, long outputs, Epilogue epilogue) {
     if (!s.eight_bits) {
         multiply(Rows::of(x, stride), {0, rows}, weight.panels, inputs / 2, outputs, epilogue);
         return;
     }
     for (long row = 0; row < rows; row++)
-        own.scales[row] = to_bytes(x + row * stride, inputs, own.bytes + row * byte_stride(s));
-    multiply<OfBytes>(Rows::of(own.bytes, byte_stride(s)), {0, rows}, weight.panels, inputs / 4, outputs,
+        of_rows.scales[row] = to_bytes(x + row * stride, inputs, of_rows.bytes + row * byte_stride(s));
+    multiply<OfBytes>(Rows::of(of_rows.bytes, byte_stride(s)), {0, rows}, weight.panels, inputs / 4, outputs,
                       [&](long row, long column, OfBytes::Sums sums) {
-                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(own.scales[row].step);
-                          const __m512 of_lowest = all(own.scales[row].lowest) * load(weight.sum + column);
+                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(of_rows.scales[row].step);
+                          const __m512 of_lowest = all(of_rows.scales[row].lowest) * load(weight.of_ones + column);
                           epilogue(row, column, _mm512_fmadd_ps(y, load(weight.step + column), of_lowest));
                       });
 }
@@ -379,38 +379,39 @@ void in_parts(Range rows, Compute compute) {
 
 // What is behind the attention, for some rows. It goes to the next layer, from the last one to `output`: [B, W, H], or
 // the labels' scores.
-void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, const Rowwise& own, float* output) {
+void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, const Rowwise& of_rows, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
     const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s), count = rows.count();
-    auto added = [=, &own](const float* bias, Dropout dropout, const bf16* residual) {
-        return [=, &own](long row, long column, __m512 x) {
+    auto added = [=, &of_rows](const float* bias, Dropout dropout, const bf16* residual) {
+        return [=, &of_rows](long row, long column, __m512 x) {
             const long place = row * hidden + column;
             x = dropout(x + load(bias + column), rows.first * hidden + place);
-            store(own.sums + place, x + load(residual + place));
+            store(of_rows.sums + place, x + load(residual + place));
         };
     };
     bf16* attended = layer.attended + rows.first * hidden;
-    multiply_weight(p.s, own, layer.context + rows.first * hidden, hidden, count, weights.out, hidden, hidden,
+    multiply_weight(p.s, of_rows, layer.context + rows.first * hidden, hidden, count, weights.out, hidden, hidden,
                     added(parameters[O_B], p.of_place(l, OF_ATTENDED), layer.read + rows.first * hidden));
     for (long row = 0; row < count; row++)
         layer.deviation1[rows.first + row] =
-            normalise(own.sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
+            normalise(of_rows.sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
                       row_of(layer.normal1, rows.first + row, hidden),
                       [&](long h, __m512 y) { store(attended + row * hidden + h, y); });
-    bf16* active = layer.active ? layer.active + rows.first * stride : own.active;
-    multiply_weight(p.s, own, attended, hidden, count, weights.up, hidden, inner, [&](long row, long column, __m512 x) {
-        x += load(parameters[UP_B] + column);
-        if (layer.inner) store(layer.inner + (rows.first + row) * stride + column, x);
-        store(active + row * stride + column, gelu(x).value);
-    });
-    multiply_weight(p.s, own, active, stride, count, weights.down, inner, hidden,
+    bf16* active = layer.active ? layer.active + rows.first * stride : of_rows.active;
+    multiply_weight(p.s, of_rows, attended, hidden, count, weights.up, hidden, inner,
+                    [&](long row, long column, __m512 x) {
+                        x += load(parameters[UP_B] + column);
+                        if (layer.inner) store(layer.inner + (rows.first + row) * stride + column, x);
+                        store(active + row * stride + column, gelu(x).value);
+                    });
+    multiply_weight(p.s, of_rows, active, stride, count, weights.down, inner, hidden,
                     added(parameters[DOWN_B], p.of_place(l, OF_CHANGED), attended));
     for (long row = rows.first; row < rows.last; row++) {
         auto give = [&](auto store_row) {
             layer.deviation2[row] =
-                normalise(own.sums + (row - rows.first) * hidden, hidden, p.norm(parameters[N2_W], parameters[N2_B]),
-                          row_of(layer.normal2, row, hidden), store_row);
+                normalise(of_rows.sums + (row - rows.first) * hidden, hidden,
+                          p.norm(parameters[N2_W], parameters[N2_B]), row_of(layer.normal2, row, hidden), store_row);
         };
         if (!p.is_last(l)) {
             bf16* next = p.activations.layers[l + 1].x + row * hidden;
@@ -427,8 +428,8 @@ void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, con
     }
 }
 
-void compute_layer(const Pass& p, long l, long thread, const Weights& weights, const Head& of_head, const Rowwise& own,
-                   float* output) {
+void compute_layer(const Pass& p, long l, long thread, const Weights& weights, const Head& of_head,
+                   const Rowwise& of_rows, float* output) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
     const long hidden = p.s.hidden;
@@ -440,14 +441,14 @@ void compute_layer(const Pass& p, long l, long thread, const Weights& weights, c
     }
     in_parts(queries, [&](Range rows) {
         bf16* query = layer.query + rows.first * hidden;
-        multiply_weight(p.s, own, layer.read + rows.first * hidden, hidden, rows.count(), weights.query, hidden, hidden,
-                        [&](long row, long column, __m512 x) {
+        multiply_weight(p.s, of_rows, layer.read + rows.first * hidden, hidden, rows.count(), weights.query, hidden,
+                        hidden, [&](long row, long column, __m512 x) {
                             store(query + row * hidden + column, x + load(parameters[Q_B] + column));
                         });
     });
     in_parts(pieces, [&](Range rows) {
         bf16* key_value = layer.key_value + rows.first * 2 * hidden;
-        multiply_weight(p.s, own, layer.x + rows.first * hidden, hidden, rows.count(), weights.key_value, hidden,
+        multiply_weight(p.s, of_rows, layer.x + rows.first * hidden, hidden, rows.count(), weights.key_value, hidden,
                         2 * hidden, [&](long row, long column, __m512 x) {
                             const float* bias =
                                 column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
@@ -457,7 +458,7 @@ void compute_layer(const Pass& p, long l, long thread, const Weights& weights, c
 #pragma omp barrier
     for (long head = heads.first; head < heads.last; head++) attend(p, l, HeadOfTweet(p, l, head), of_head);
 #pragma omp barrier
-    in_parts(queries, [&](Range rows) { compute_rows(p, l, rows, weights, own, output); });
+    in_parts(queries, [&](Range rows) { compute_rows(p, l, rows, weights, of_rows, output); });
 }
 
 // --- The backward pass ---
@@ -499,51 +500,51 @@ void output_backward(const Pass& p, long thread, const Gradients& g, const float
     }
 }
 
-void attend_backward(const Pass& p, long l, const HeadOfTweet& head, const Head& own, const Gradients& g) {
+void attend_backward(const Pass& p, long l, const HeadOfTweet& head, const Head& of_head, const Gradients& g) {
     const Layer& layer = p.activations.layers[l];
     const long hidden = p.s.hidden, first_query = head.query * hidden + head.column;
     const long first_key = head.piece * 2 * hidden + head.column, first_value = first_key + hidden;
     const float* shares = layer.shares + head.element;
     const Dropout dropout = p.of_place(l, OF_SHARES);
     const Range queries{0, head.queries};
-    pack_columns(layer.key_value + first_value, 2 * hidden, head.pieces, head.size, own.values);
-    multiply(Rows::of(g.of_context + first_query, hidden), queries, own.values, head.size / 2, head.width,
-             [&](long row, long t, __m512 x) { store(own.scores + row * head.width + t, x); });
+    pack_columns(layer.key_value + first_value, 2 * hidden, head.pieces, head.size, of_head.values);
+    multiply(Rows::of(g.of_context + first_query, hidden), queries, of_head.values, head.size / 2, head.width,
+             [&](long row, long t, __m512 x) { store(of_head.scores + row * head.width + t, x); });
     for (long query = 0; query < head.queries; query++) {
         const long first = query * head.width;
         __m512 product = _mm512_setzero_ps();
         for (long place = first; place < first + head.width; place += LANES) {
             const __m512 share = load(shares + place),
-                         of_share = dropout(load(own.scores + place), head.element + place);
+                         of_share = dropout(load(of_head.scores + place), head.element + place);
             product = _mm512_fmadd_ps(share, of_share, product);
-            store(own.scores + place, of_share);
-            store(own.of_shares + place, dropout(share, head.element + place));
+            store(of_head.scores + place, of_share);
+            store(of_head.of_shares + place, dropout(share, head.element + place));
         }
         const __m512 along = all(_mm512_reduce_add_ps(product)), scale = all(head.scale);
         for (long place = first; place < first + head.width; place += LANES)
-            store(own.of_scores + place, load(shares + place) * (load(own.scores + place) - along) * scale);
+            store(of_head.of_scores + place, load(shares + place) * (load(of_head.scores + place) - along) * scale);
     }
-    pack_rows(layer.key_value + first_key, 2 * hidden, head.pieces, head.size, own.keys, head.pairs);
-    multiply(Rows::of(own.of_scores, head.width), queries, own.keys, head.pairs, head.size,
+    pack_rows(layer.key_value + first_key, 2 * hidden, head.pieces, head.size, of_head.keys, head.pairs);
+    multiply(Rows::of(of_head.of_scores, head.width), queries, of_head.keys, head.pairs, head.size,
              [&](long row, long column, __m512 x) { store(g.of_query + first_query + row * hidden + column, x); });
     // The product of `square` [queries, T], transposed, and of rows of queries.
     auto of_pieces = [&](const bf16* square, const bf16* rows, pair* panels, bf16* gradient) {
         const long stride = 2 * head.query_pairs;
         for (long t = 0; t < head.pieces; t++) {
             for (long query = 0; query < head.queries; query++)
-                own.transposed[t * stride + query] = square[query * head.width + t];
-            if (head.queries % 2) own.transposed[t * stride + head.queries] = 0;
+                of_head.transposed[t * stride + query] = square[query * head.width + t];
+            if (head.queries % 2) of_head.transposed[t * stride + head.queries] = 0;
         }
         pack_rows(rows, hidden, head.queries, head.size, panels, head.query_pairs);
-        multiply(Rows::of(own.transposed, stride), {0, head.pieces}, panels, head.query_pairs, head.size,
+        multiply(Rows::of(of_head.transposed, stride), {0, head.pieces}, panels, head.query_pairs, head.size,
                  [&](long t, long column, __m512 x) { store(gradient + t * 2 * hidden + column, x); });
     };
-    of_pieces(own.of_scores, layer.query + first_query, own.queries, g.of_key_value + first_key);
-    of_pieces(own.of_shares, g.of_context + first_query, own.gradients, g.of_key_value + first_value);
+    of_pieces(of_head.of_scores, layer.query + first_query, of_head.queries, g.of_key_value + first_key);
+    of_pieces(of_head.of_shares, g.of_context + first_query, of_head.gradients, g.of_key_value + first_value);
 }
 
 // From the gradient of what the layer gave to that of what it read.
-void compute_layer_backward(const Pass& p, long l, long thread, const Weights& weights, const Head& own,
+void compute_layer_backward(const Pass& p, long l, long thread, const Weights& weights, const Head& of_head,
                             const Gradients& g) {
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
@@ -580,7 +581,7 @@ void compute_layer_backward(const Pass& p, long l, long thread, const Weights& w
     multiply(Rows::of(g.of_attended, hidden), queries, weights.out.panels, hidden / 2, hidden,
              [&](long row, long column, __m512 x) { store(g.of_context + row * hidden + column, x); });
 #pragma omp barrier
-    for (long head = heads.first; head < heads.last; head++) attend_backward(p, l, HeadOfTweet(p, l, head), own, g);
+    for (long head = heads.first; head < heads.last; head++) attend_backward(p, l, HeadOfTweet(p, l, head), of_head, g);
 #pragma omp barrier
     multiply(Rows::of(g.of_query, hidden), queries, weights.query.panels, hidden / 2, hidden, add_to(gradient));
     if (p.is_last(l)) {
@@ -683,8 +684,9 @@ void pack_weights(const Sizes& s, const float* const* parameters, const std::vec
                         const SignedScale scale =
                             to_signed_bytes(from + output * inputs, inputs, bytes + output * inputs);
                         to.step[first + row + output] = scale.step;
-                        to.sum[first + row + output] = scale.step * scale.sum;
+                        to.of_ones[first + row + output] = scale.step * scale.sum;
                     }
+                    // Two bytes pass for one bf16.
                     pack_columns(rows.data(), inputs / 2, PANEL, inputs / 2, to.panels + (first + row) * inputs / 4,
                                  past_the_cache);
                     continue;
@@ -757,17 +759,17 @@ int fused_bert_forward(const Sizes* asked, const Inputs* in, const float* const*
     Memory packed{weights_start}, memory{memory_start};
     const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
-    const std::vector<Head> heads = of_threads<Head>(s, memory);
-    const std::vector<Rowwise> own = of_threads<Rowwise>(s, memory);
+    const std::vector<Head> of_heads = of_threads<Head>(s, memory);
+    const std::vector<Rowwise> of_rows = of_threads<Rowwise>(s, memory);
     const Pass pass{s, plan, *in, parameters, activations};
     std::memset(output, 0, s.tweets * s.words * (s.labels ? s.labels : s.hidden) * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
     {
         count_threads(s);
         const long thread = omp_get_thread_num();
-        embed(pass, thread, own[thread].sums);
+        embed(pass, thread, of_rows[thread].sums);
         for (long l = 0; l < s.layers; l++)
-            compute_layer(pass, l, thread, weights[l], heads[thread], own[thread], output);
+            compute_layer(pass, l, thread, weights[l], of_heads[thread], of_rows[thread], output);
     }
     return 0;
 }
@@ -784,7 +786,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
     const std::vector<Weights> weights = weights_of_layers(s, packed);
     const Activations activations(s, memory);
     const Gradients g(s, beside);
-    const std::vector<Head> own = of_threads<Head>(s, beside);
+    const std::vector<Head> of_heads = of_threads<Head>(s, beside);
     const Pass pass{s, plan, *in, parameters, activations};
     std::memset(of_embedded_BTH, 0, s.tweets * s.pieces * s.hidden * sizeof(float));
 #pragma omp parallel num_threads(s.threads)
@@ -793,7 +795,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
         const long thread = omp_get_thread_num();
         output_backward(pass, thread, g, of_output, gradients);
         for (long l = s.layers - 1; l >= 0; l--) {
-            compute_layer_backward(pass, l, thread, weights[l], own[thread], g);
+            compute_layer_backward(pass, l, thread, weights[l], of_heads[thread], g);
             of_weights(pass, l, g, gradients, thread);
         }
         embed_backward(pass, thread, g, of_embedded_BTH, gradients);

@@ -157,14 +157,14 @@ class FusedBert:
             return False
         return all(native.is_plain(parameter) for parameter in self.parameters())
 
-    def use_eight_bits(self) -> bool:
-        """From now on, passes without gradients compute the linear layers' products in eight bits. False where sizes forbid it.
+    def use_eight_bits(self, wanted: bool) -> bool:
+        """Whether from now on passes without gradients compute the linear layers' products in eight bits: not with all sizes.
 
         Weights are rounded to 255 values for each output, what a layer reads to 256 for each word piece.
         """
         config = self.bert.config
         sizes = (config.hidden_size, config.intermediate_size)
-        self.eight_bits = not any(size % MULTIPLE_IN_EIGHT_BITS for size in sizes)
+        self.eight_bits = wanted and not any(size % MULTIPLE_IN_EIGHT_BITS for size in sizes)
         self.kept_panels = None
         return self.eight_bits
 

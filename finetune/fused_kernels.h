@@ -1,7 +1,8 @@
-// What fused_bert.cpp is made of: rows of 16 numbers, dropout, products of bf16 and the packing of their operands.
+// What fused_bert.cpp is made of: rows of 16 numbers, dropout, products of bf16 and of bytes, the packing of their
+// operands, layer normalisation.
 //
 // A product C = A B reads "pairs": two neighbours along the summed dimension, in 32 bits, as the processor's
-// instruction takes them; of bytes there are four. B is packed beforehand in panels of 32 columns,
+// instruction takes them; where numbers are bytes, a "pair" has four. B is packed beforehand in panels of 32 columns,
 // [columns / 32][pairs][32].
 
 #pragma once
@@ -297,18 +298,25 @@ inline void pack_transposed(const bf16* x, long stride, long depth, Range rows, 
 
 // --- Bytes ---
 
-// A row in bytes without a sign: x is about lowest + step * byte.
+inline __mmask16 not_numbers(__m512 x) {
+    return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+}
+
+// A row in bytes without a sign: x is about lowest + step * byte. Where one of a row is no number, none is.
 struct Scale {
     float lowest, step;
 };
 
 inline Scale to_bytes(const bf16* x, long width, uint8_t* bytes) {
     __m512 least = load(x), most = least;
+    __mmask16 lost = not_numbers(least);
     for (long h = LANES; h < width; h += LANES) {
-        least = _mm512_min_ps(least, load(x + h));
-        most = _mm512_max_ps(most, load(x + h));
+        const __m512 value = load(x + h);
+        least = _mm512_min_ps(least, value);
+        most = _mm512_max_ps(most, value);
+        lost |= not_numbers(value);
     }
-    const float lowest = _mm512_reduce_min_ps(least), step = (_mm512_reduce_max_ps(most) - lowest) / 255;
+    const float lowest = lost ? NAN : _mm512_reduce_min_ps(least), step = (_mm512_reduce_max_ps(most) - lowest) / 255;
     const __m512 over = all(step > 0 ? 1 / step : 0);
     for (long h = 0; h < width; h += LANES) {
         const __m512i whole = _mm512_cvtps_epi32((load(x + h) - all(lowest)) * over);
@@ -317,7 +325,8 @@ inline Scale to_bytes(const bf16* x, long width, uint8_t* bytes) {
     return {lowest, step};
 }
 
-// A row in bytes with a sign, x is about step * byte: gives the step, and the sum of the bytes.
+// A row in bytes with a sign, x is about step * byte: gives the step, and the sum of the bytes. As above, none is a
+// number where one is not.
 struct SignedScale {
     float step;
     long sum;
@@ -325,8 +334,12 @@ struct SignedScale {
 
 inline SignedScale to_signed_bytes(const float* x, long width, int8_t* bytes) {
     __m512 most = _mm512_setzero_ps();
-    for (long h = 0; h < width; h += LANES) most = _mm512_max_ps(most, _mm512_abs_ps(load(x + h)));
-    const float step = _mm512_reduce_max_ps(most) / 127;
+    __mmask16 lost = 0;
+    for (long h = 0; h < width; h += LANES) {
+        most = _mm512_max_ps(most, _mm512_abs_ps(load(x + h)));
+        lost |= not_numbers(load(x + h));
+    }
+    const float step = lost ? NAN : _mm512_reduce_max_ps(most) / 127;
     const __m512 over = all(step > 0 ? 1 / step : 0);
     __m512i sum = _mm512_setzero_si512();
     for (long h = 0; h < width; h += LANES) {

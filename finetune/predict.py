@@ -57,7 +57,7 @@ class PredictSettings:
     """Torch's name of the device to compute on; null takes the GPU if there is one."""
     precision: RecognizerPrecision = "auto"
     """`fp32`, `bf16`, or `auto`: bf16 where the GPU or the processor computes it fast, else fp32. `int8`: products in eight
-    bits, on processors with AVX512-BF16."""
+    bits, on processors with AVX512-BF16 and without AMX."""
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""

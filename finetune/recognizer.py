@@ -69,6 +69,7 @@ class Recognized:
 class Recognizer:
     """A model with what its texts must go through. Made by :meth:`from_pretrained`. Several threads may use it at once.
 
+    ``tagger`` is the recognizer's own: two of one tagger would compute in the precision of the later one.
     ``reads_image_words`` says whether it was trained with image words; one that was not is never given any.
     """
 
@@ -91,9 +92,11 @@ class Recognizer:
         self.reader = reader
         self.scheme = scheme
         self.reads_image_words = reads_image_words
-        if precision == "int8" and not (self.device.type == "cpu" and self.tagger.use_eight_bits()):
+        in_eight_bits = self.tagger.use_eight_bits(precision == "int8" and self.device.type == "cpu")
+        if precision == "int8" and not in_eight_bits:
             raise InputError(
-                "precision int8: is for plain BERTs, on processors with AVX512-BF16 and a C++ compiler. Give bf16 or auto."
+                "precision int8: cannot be had here. It is for plain BERTs whose sizes are multiples of 64 (of heads, of 32), "
+                "on the processor (device cpu), where that has AVX512-BF16, no AMX, and a C++ compiler. Give bf16 or auto."
             )
         self.autocast = precision == "int8" or chosen_precision(precision, self.device) == "bf16"
 
@@ -106,8 +109,8 @@ class Recognizer:
         ``device`` is torch's name for it; None takes the GPU if there is one. In the precision ``bf16`` larger models are
         two or three times faster on hardware that has it, and one to three entities in a thousand are others; ``auto``
         takes it where it is fast. ``int8`` computes the linear layers of a plain BERT in eight bits, on processors with
-        AVX512-BF16: faster again; docs/recognizers.md says what it costs. Raises InputError for what is no such recognizer,
-        and for ``int8`` where that cannot be had. Code that lies beside the weights is never run.
+        AVX512-BF16 and without AMX: faster again; docs/recognizers.md says what it costs. Raises InputError for what is no
+        such recognizer, and for ``int8`` where that cannot be had. Code that lies beside the weights is never run.
         """
         name = str(model)
         config = _read_config(name)

@@ -39,8 +39,8 @@ class Tagger(nn.Module):
         """What the results depend on beside settings and data: a resumed run is told where it changed."""
         return {}
 
-    def use_eight_bits(self) -> bool:
-        """From now on, passes without gradients in bf16 compute products in eight bits. False where that cannot be had."""
+    def use_eight_bits(self, wanted: bool) -> bool:
+        """Whether from now on passes in bf16 without gradients multiply in eight bits: where that is wanted and can be had."""
         return False
 
     def unchanged(self) -> AbstractContextManager[None]:
@@ -98,9 +98,9 @@ class PieceTagger(Tagger):
         """Whose operations compute the layers on a processor."""
         return {} if self.lean is None else {"layers": "torch" if self.lean.fused is None else "fused_bert.cpp"}
 
-    def use_eight_bits(self) -> bool:
+    def use_eight_bits(self, wanted: bool) -> bool:
         """Where the layers are computed by :mod:`finetune.fused_bert`."""
-        return self.lean is not None and self.lean.fused is not None and self.lean.fused.use_eight_bits()
+        return self.lean is not None and self.lean.fused is not None and self.lean.fused.use_eight_bits(wanted)
 
     def unchanged(self) -> AbstractContextManager[None]:
         """Context in which the weights are rounded once."""

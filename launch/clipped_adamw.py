@@ -14,6 +14,7 @@ import torch
 from launch import native
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+INSTRUCTIONS = ("avx2",)
 
 
 class Parameter(ctypes.Structure):
@@ -54,7 +55,7 @@ class ClippedAdamW:
             return None
         if any(not native.is_plain(parameter) for group in groups for parameter in group["params"]):
             return None
-        library = native.library(SOURCE, ("avx2",))
+        library = native.library(SOURCE, INSTRUCTIONS)
         return cls(optimizer, maximum_norm, library) if library else None
 
     def step(self) -> float:

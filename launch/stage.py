@@ -299,7 +299,8 @@ def run_stage(
 def leave_imports_alone() -> None:
     """Keep the garbage collector from what is there now, once: half a million objects of the libraries, which never die.
 
-    Each full collection would go over them, a quarter of a second in which BERT-Tiny reads 3,000 tweets.
+    Each full collection would go over them, a quarter of a second, as long as BERT-Tiny takes for TMN's test split. Cycles
+    that a caller in this process has left by then are never collected.
     """
     if not gc.get_freeze_count():
         gc.freeze()

@@ -30,12 +30,13 @@ from typing import Any
 import requests
 
 from data_prep.posts import Post
+from data_prep.sources.bearer_token import BearerToken
 from data_prep.sources.bluesky import BlueskySettings
 from data_prep.sources.bluesky_posts import post_of_view
 from data_prep.sources.live import Fetched
 from data_prep.sources.post_fields import moment_of
 from data_prep.sources.social import in_languages, json_object
-from data_prep.sources.waiting import Backoff, BearerToken, cause_of, wait_yielding
+from data_prep.sources.waiting import Backoff, cause_of, wait_yielding
 from launch.errors import InputError
 from launch.scrub import redact, remember_secret
 

@@ -8,26 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-import requests
-
 from launch.errors import InputError
 from launch.scrub import redact, remember_secret
 
 STEP_SECONDS = 1.0
 """A live source gives a sign of life at least this often."""
-
-
-class BearerToken(requests.auth.AuthBase):
-    """A key for each request, if there is one. Not a header: `requests` would replace it by what a .netrc has for the host."""
-
-    def __init__(self, token: str | None) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """The request with the key."""
-        if self._token:
-            request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class Backoff:

@@ -17,9 +17,10 @@ from typing import Any
 import requests
 import tweepy
 
+from data_prep.sources.bearer_token import BearerToken
 from data_prep.sources.live import Fetched
 from data_prep.sources.social import json_object
-from data_prep.sources.waiting import Backoff, BearerToken, cause_of, wait_yielding
+from data_prep.sources.waiting import Backoff, cause_of, wait_yielding
 from launch.errors import InputError
 from launch.scrub import redact
 

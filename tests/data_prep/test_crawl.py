@@ -285,6 +285,10 @@ def test_help_lists_the_sources_and_each_tells_its_settings(capsys, monkeypatch)
         with pytest.raises(SystemExit, match="2"):
             crawl.main(argv)
         assert "usage: crawl.py SOURCE" in capsys.readouterr().err
+    code = "import sys; sys.modules['requests'] = None; from data_prep import crawl; crawl.main(['bluesky', '--help'])"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL
+    )  # an extra, for the crawl itself
     monkeypatch.setitem(sys.modules, "data_prep.sources.x", None)  # as if what it imports were not there
     assert crawl.main(["x"]) == 2
     assert "pip install 'msb-ner[crawl]'" in capsys.readouterr().err

@@ -197,6 +197,15 @@ def test_the_number_of_threads_changes_nothing():
         assert loss == found[0][0] and all(torch.equal(gradients[name], x) for name, x in found[0][1].items())
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_what_is_not_kept_without_gradients_changes_nothing(layers):
+    fused, batch = make_tagger(layers), inputs_of(make_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        kept_BWL = fused.emissions(**batch)
+        with torch.no_grad():
+            assert kept_BWL.requires_grad and torch.equal(fused.emissions(**batch), kept_BWL)
+
+
 @torch.no_grad()
 def test_the_other_tweets_change_nothing():
     fused, batch = make_tagger(), inputs_of(make_batch())
@@ -248,7 +257,7 @@ def distance(a_BWL: Tensor, b_BWL: Tensor, word_mask_BW: Tensor) -> float:
 
 @torch.no_grad()
 @pytest.mark.parametrize("without", ["attention.output.dense", "output.dense"])
-@pytest.mark.parametrize("shape", [(128, 4, 192), (64, 2, 128), (384, 12, 384)])
+@pytest.mark.parametrize("shape", [(128, 4, 192), (128, 4, 64), (64, 2, 128), (384, 12, 384)])
 def test_eight_bits_are_what_rounded_weights_and_inputs_give(shape, without):
     """Of half a layer at a time: what is rounded to another bf16 moves the bytes of what follows."""
     hidden, heads, inner = shape
@@ -256,7 +265,7 @@ def test_eight_bits_are_what_rounded_weights_and_inputs_give(shape, without):
     fused.model.bert.encoder.layer[0].get_submodule(without).weight.zero_()
     exact_BWL = without_fused(fused).emissions(**inputs_of(batch))
     rounded_BWL = plain_in_eight_bits(fused, batch)
-    assert fused.use_eight_bits()
+    assert fused.use_eight_bits(True)
     with torch.autocast("cpu", torch.bfloat16):
         found_BWL = fused.emissions(**inputs_of(batch))
     to_rounded, to_exact = (distance(found_BWL, x, batch["word_mask_BW"]) for x in (rounded_BWL, exact_BWL))
@@ -270,20 +279,36 @@ def test_eight_bits_are_near_the_exact_scores(shape):
     fused = make_tagger(4, hidden_size=hidden, num_attention_heads=heads, intermediate_size=inner)
     batch = make_batch()
     exact_BWL = without_fused(fused).emissions(**inputs_of(batch))
-    assert fused.use_eight_bits()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), fused.unchanged():
+        in_bf16_BWL = fused.emissions(**inputs_of(batch))
+        assert fused.use_eight_bits(True)
         found_BWL = fused.emissions(**inputs_of(batch))
-    assert 0 < distance(found_BWL, exact_BWL, batch["word_mask_BW"]) < 0.03
+        assert not fused.use_eight_bits(False)
+        assert torch.equal(fused.emissions(**inputs_of(batch)), in_bf16_BWL)
+    in_bf16, found = (distance(x, exact_BWL, batch["word_mask_BW"]) for x in (in_bf16_BWL, found_BWL))
+    assert 2 * in_bf16 < found < 0.03
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parameter", ["attention.self.query.weight", "intermediate.dense.weight", "output.dense.bias"])
+def test_eight_bits_do_not_hide_what_is_no_number(parameter):
+    fused = make_tagger()
+    fused.model.bert.encoder.layer[1].get_parameter(parameter)[:1].fill_(float("nan"))
+    assert fused.use_eight_bits(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fused.emissions(**inputs_of(make_batch())).isnan().any()
 
 
 @torch.no_grad()
 def test_in_eight_bits_neither_threads_nor_other_tweets_change_anything():
     fused, batch = make_tagger(), inputs_of(make_batch())
     threads = torch.get_num_threads()
-    assert fused.use_eight_bits()
     try:
         with torch.autocast("cpu", torch.bfloat16):
+            in_bf16_BWL = fused.emissions(**batch)
+            assert fused.use_eight_bits(True)
             together_BWL = fused.emissions(**batch)
+            assert not torch.equal(together_BWL, in_bf16_BWL)
             for count in (1, 3):
                 torch.set_num_threads(count)
                 assert torch.equal(fused.emissions(**batch), together_BWL)
@@ -297,7 +322,7 @@ def test_in_eight_bits_neither_threads_nor_other_tweets_change_anything():
 def test_training_is_not_done_in_eight_bits():
     fused, batch = make_tagger(), make_batch()
     loss, gradients = loss_and_gradients(fused, batch)
-    assert fused.use_eight_bits()
+    assert fused.use_eight_bits(True)
     again, of_the_same = loss_and_gradients(fused, batch)
     assert again == loss and all(torch.equal(of_the_same[name], x) for name, x in gradients.items())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -305,8 +330,8 @@ def test_training_is_not_done_in_eight_bits():
 
 
 def test_eight_bits_need_sizes_of_64():
-    assert not make_tagger(intermediate_size=96).use_eight_bits()
-    assert not make_tagger(num_attention_heads=8).use_eight_bits()  # heads of 16, left to torch
+    assert not make_tagger(intermediate_size=96).use_eight_bits(True)
+    assert not make_tagger(num_attention_heads=8).use_eight_bits(True)  # heads of 16, left to torch
 
 
 def test_two_passes_before_one_backward_and_two_backwards_of_one_pass():

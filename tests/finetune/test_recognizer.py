@@ -111,7 +111,7 @@ def test_several_threads_at_once(precision):
 
 
 def test_eight_bits_are_refused_where_they_cannot_be_had(folder):
-    with pytest.raises(InputError, match="precision int8: is for plain BERTs"):
+    with pytest.raises(InputError, match="precision int8: cannot be had here"):
         Recognizer.from_pretrained(folder, precision="int8")  # heads of 16
 
 

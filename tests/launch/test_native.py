@@ -1,11 +1,14 @@
 """Sources in C++ are compiled once, whole or not at all; where they cannot be, that is told once and done without."""
 
 import logging
+import platform
+import shutil
 from pathlib import Path
 
 import pytest
 
-from launch import native
+from finetune import fused_bert
+from launch import clipped_adamw, native
 
 SOURCE = """#include "four.h"
 extern "C" int answer() { return 10 * FOUR + 2; }
@@ -20,6 +23,13 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "four.h").write_text("#define FOUR 4\n")
     (folder / "answer.cpp").write_text(SOURCE)
     return folder / "answer.cpp"
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="no x86 processor, or no g++")
+@pytest.mark.parametrize("module", [fused_bert, clipped_adamw])
+def test_our_own_sources_can_be_compiled(module):
+    """Else their tests would be left out, as on a machine that cannot."""
+    assert native.compiled(module.SOURCE, module.INSTRUCTIONS).is_file()
 
 
 def test_a_source_is_compiled_once_and_anew_where_it_or_a_header_changed(source):
