@@ -30,6 +30,7 @@ demo: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror finetune/*.cpp finetune/*.h launch/*.cpp
 
 # One thread a worker: workers that share cores slow each other down many times over.
 test: lint
