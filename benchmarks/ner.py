@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mlm import SILENT, SIZES
@@ -116,15 +117,21 @@ def ours(arguments: argparse.Namespace) -> dict[str, float]:
             recognizers["prediction in eight bits"] = Recognizer.from_pretrained(output, "cpu", precision="int8")
     rates = {"training": statistics.median(row["tweets_per_second"] for row in rows[1:])}
     accelerator = make_accelerator(RunSettings())
+
+    def predict_and_score(recognizer: Recognizer, split: Split) -> None:
+        score(split, predict(recognizer.tagger, split, recognizer.scheme, accelerator))
+
     for task, recognizer in recognizers.items():
         split = Split.of(read_rows(arguments.data, "test", "none", 1), recognizer.reader)
-        seconds = []
-        for _ in range(2):
-            started_at = time.perf_counter()
-            score(split, predict(recognizer.tagger, split, recognizer.scheme, accelerator))
-            seconds.append(time.perf_counter() - started_at)
-        rates[task] = len(split.rows) / min(seconds)
+        rates[task] = len(split.rows) / seconds_of(predict_and_score, recognizer, split)
     return rates
+
+
+def seconds_of(function: Callable[..., object], *arguments: object) -> float:
+    """Seconds of one call."""
+    started_at = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started_at
 
 
 def trainer(arguments: argparse.Namespace) -> dict[str, float]:
@@ -168,9 +175,7 @@ def trainer(arguments: argparse.Namespace) -> dict[str, float]:
             callbacks=[Clock()],
         )
         whole.train()
-        started_at = time.perf_counter()
-        whole.predict(splits["test"])
-        seconds = time.perf_counter() - started_at
+        seconds = seconds_of(whole.predict, splits["test"])
     steps = len(Clock.marks) - WARM_UP_STEPS
     training = steps * BATCH / (Clock.marks[-1] - Clock.marks[WARM_UP_STEPS - 1])
     return {"training": training, "prediction": len(splits["test"]) / seconds}
