@@ -20,13 +20,15 @@
 #include "fused_kernels.h"
 
 extern "C" struct Sizes {  // as in fused_bert.py
-    long tweets, pieces, words, hidden, heads, inner, layers, labels, places, types, threads, training, eight_bits;
+    long tweets, pieces, words, hidden, heads, inner, layers, labels, places, types, vocabulary, threads, training,
+        eight_bits;
     uint64_t seed;
     float hidden_rate, attention_rate, label_rate, epsilon;
 };
 
 extern "C" struct Inputs {  // as in fused_bert.py
-    const float* embedded_BTH;
+    const float* embedded;  // of each place of the padded input, or
+    const int64_t* ids_BT;  // of each of a vocabulary, where there are ids
     const int64_t *attention_mask_BT, *token_type_ids_BT, *first_piece_BW;
 };
 
@@ -101,8 +103,8 @@ struct Plan {
     std::vector<long> piece_start, word_start;                       // of each tweet, and behind the last
     std::vector<long> place_of_piece, piece_of_word, place_of_word;  // in the padded input; a row; in the output
 
-    // False where a tweet has no piece, more than there are places, or holes in its mask; for types that there are not;
-    // for a first piece beyond its tweet.
+    // False where a tweet has no piece, more than there are places, or holes in its mask; for ids and types that there
+    // are not; for a first piece beyond its tweet.
     bool make(const Sizes& s, const Inputs& in) {
         piece_start = word_start = {0};
         for (long tweet = 0; tweet < s.tweets; tweet++) {
@@ -111,6 +113,7 @@ struct Plan {
             if (length == 0 || length > s.places || std::count(mask, mask + length, 1) != length) return false;
             for (long place = tweet * s.pieces; place < tweet * s.pieces + length; place++) {
                 if (in.token_type_ids_BT[place] < 0 || in.token_type_ids_BT[place] >= s.types) return false;
+                if (in.ids_BT && (in.ids_BT[place] < 0 || in.ids_BT[place] >= s.vocabulary)) return false;
                 place_of_piece.push_back(place);
             }
             for (long word = tweet * s.words; word < (tweet + 1) * s.words; word++)
@@ -288,7 +291,7 @@ void embed(const Pass& p, long thread, float* sum) {
     const Range rows = p.pieces(thread);
     for (long row = rows.first; row < rows.last; row++) {
         const long place = p.plan.place_of_piece[row];
-        const float* embedded = p.in.embedded_BTH + place * hidden;
+        const float* embedded = p.in.embedded + (p.in.ids_BT ? p.in.ids_BT[place] : place) * hidden;
         const float* of_place = p.parameters[PLACES] + place % p.s.pieces * hidden;
         const float* of_type = p.parameters[TYPES] + p.in.token_type_ids_BT[place] * hidden;
         for (long h = 0; h < hidden; h += LANES)
@@ -799,6 +802,15 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
             of_weights(pass, l, g, gradients, thread);
         }
         embed_backward(pass, thread, g, of_embedded_BTH, gradients);
+    }
+}
+
+// gelu of x, `count` numbers, a multiple of 16, in its place, and its slope there; for tests.
+void fused_bert_gelu(long count, float* x, float* slope) {
+    for (long element = 0; element < count; element += LANES) {
+        const Gelu y = gelu(load(x + element));
+        store(x + element, y.value);
+        store(slope + element, y.slope);
     }
 }
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 from transformers import BertModel
 
 from finetune.dropout import SixteenBitDropout
@@ -42,17 +43,19 @@ class Sizes(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_long) for name in ("tweets", "pieces", "words", "hidden", "heads", "inner", "layers")),
-        *((name, ctypes.c_long) for name in ("labels", "places", "types", "threads", "training", "eight_bits")),
+        *((name, ctypes.c_long) for name in ("labels", "places", "types", "vocabulary")),
+        *((name, ctypes.c_long) for name in ("threads", "training", "eight_bits")),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_float) for name in ("hidden_rate", "attention_rate", "label_rate", "epsilon")),
     ]
 
 
 class Inputs(ctypes.Structure):
-    """Of a pass, as in the source: addresses of contiguous tensors, fp32 and three of int64."""
+    """Of a pass, as in the source: addresses of contiguous tensors, fp32 and four of int64, of which the first may be None."""
 
     _fields_ = [
-        (name, ctypes.c_void_p) for name in ("embedded_BTH", "attention_mask_BT", "token_type_ids_BT", "first_piece_BW")
+        (name, ctypes.c_void_p)
+        for name in ("embedded", "ids_BT", "attention_mask_BT", "token_type_ids_BT", "first_piece_BW")
     ]
 
 
@@ -70,10 +73,11 @@ def library() -> ctypes.CDLL | None:
     lib.fused_bert_pack.argtypes = [sizes, pointer, pointer, pointer]
     lib.fused_bert_forward.argtypes = [sizes, inputs, *[pointer] * 4]
     lib.fused_bert_backward.argtypes = [sizes, inputs, *[pointer] * 7]
+    lib.fused_bert_gelu.argtypes = [long, pointer, pointer]
     lib.fused_bert_dropout.argtypes = [ctypes.c_uint64, long, ctypes.c_float, long, pointer]
     lib.fused_bert_forward.restype = ctypes.c_int
-    for procedure in (lib.fused_bert_bytes, lib.fused_bert_pack, lib.fused_bert_backward, lib.fused_bert_dropout):
-        procedure.restype = None
+    for name in ("bytes", "pack", "backward", "dropout", "gelu"):
+        getattr(lib, f"fused_bert_{name}").restype = None
     return lib
 
 
@@ -114,6 +118,22 @@ class Lent:
         return self.memory.data_ptr()
 
 
+class TableRows(NamedTuple):
+    """Pieces as rows [B, T] of a table of embeddings [V, H]: without gradients, these are read where they are needed."""
+
+    ids_BT: Tensor
+    table_VH: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the embeddings."""
+        return *self.ids_BT.shape, self.table_VH.shape[1]
+
+    def embedded(self) -> Tensor:
+        """The embeddings [B, T, H]."""
+        return functional.embedding(self.ids_BT, self.table_VH)
+
+
 class LabelLayer(NamedTuple):
     """The linear layer behind the hidden states [L, H] and [L], and the rate of the dropout between."""
 
@@ -132,6 +152,13 @@ class LabelLayer(NamedTuple):
         return cls(*parameters, dropout.p if dropout.training else 0.0)
 
 
+class Packed(NamedTuple):
+    """Weights as the forward pass reads them, and the addresses of all parameters."""
+
+    panels: Lent
+    addresses: list[int]
+
+
 class FusedBert:
     """A ``BertModel``'s computation; made by :meth:`of`. Like ``LeanBert`` it is no module and has no parameters."""
 
@@ -141,7 +168,7 @@ class FusedBert:
         self.tables = [embeddings.position_embeddings, embeddings.token_type_embeddings]
         self.modules = [embeddings.LayerNorm, *(module for layer in bert.encoder.layer for module in modules_of(layer))]
         self.panels, self.activations, self.scratch = Pool(), Pool(), Pool()
-        self.kept_panels: Lent | None = None
+        self.kept: Packed | None = None
         self.eight_bits = False
 
     @classmethod
@@ -155,7 +182,7 @@ class FusedBert:
         """Whether it computes in this type: bf16, from parameters in fp32. What is compiled is left to the compiler."""
         if dtype != torch.bfloat16 or torch.compiler.is_compiling():
             return False
-        return all(native.is_plain(parameter) for parameter in self.parameters())
+        return self.kept is not None or all(native.is_plain(parameter) for parameter in self.parameters())
 
     def use_eight_bits(self, wanted: bool) -> bool:
         """Whether from now on passes without gradients compute the linear layers' products in eight bits: not with all sizes.
@@ -165,12 +192,12 @@ class FusedBert:
         config = self.bert.config
         sizes = (config.hidden_size, config.intermediate_size)
         self.eight_bits = wanted and not any(size % MULTIPLE_IN_EIGHT_BITS for size in sizes)
-        self.kept_panels = None
+        self.kept = None
         return self.eight_bits
 
     def __call__(
         self,
-        embedded_BTH: Tensor,
+        pieces: Tensor | TableRows,
         attention_mask_BT: Tensor,
         token_type_ids_BT: Tensor,
         first_piece_BW: Tensor,
@@ -179,25 +206,28 @@ class FusedBert:
     ) -> Tensor:
         """The last hidden states [B, W, H], fp32, at each word's first piece; with ``labels`` their scores [B, W, L].
 
-        They are 0 at padding, whose first piece is 0. ``unchanged`` says that the weights are packed once and kept.
-        Dropout is on where the ``BertModel`` is in training. ValueError for a mask with holes, and for a first piece beyond its
-        tweet.
+        The pieces are given as their embeddings [B, T, H]. What is given is 0 at padding, whose first piece is 0.
+        ``unchanged`` says that the weights are packed once and kept. Dropout is on where the ``BertModel`` is in training.
+        ValueError for a mask with holes, and for a first piece beyond its tweet.
         """
-        embedded_BTH = embedded_BTH.float().contiguous()
         given = [x.to(torch.int64).contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
-        if not attention_mask_BT.shape == token_type_ids_BT.shape == embedded_BTH.shape[:2]:
+        if not attention_mask_BT.shape == token_type_ids_BT.shape == pieces.shape[:2]:
             raise ValueError("an attention mask or token types of another shape than the pieces")
-        parameters = [*self.parameters(), *(labels[:2] if labels else ())]
-        training = torch.is_grad_enabled() and any(x.requires_grad for x in (embedded_BTH, *parameters))
-        sizes = self.sizes(embedded_BTH, first_piece_BW, training, labels)
-        if training:
-            return Layers.apply(self, sizes, embedded_BTH, *given, *parameters)
-        panels = self.kept_panels if unchanged else None
-        if panels is None:
-            panels, _ = self.packed(sizes, parameters)
+        of_labels = labels[:2] if labels else ()
+        if torch.is_grad_enabled():
+            embedded_BTH = (pieces.embedded() if isinstance(pieces, TableRows) else pieces).float().contiguous()
+            parameters = [*self.parameters(), *of_labels]
+            if any(x.requires_grad for x in (embedded_BTH, *parameters)):
+                sizes = self.sizes(pieces, first_piece_BW, True, labels)
+                return Layers.apply(self, sizes, embedded_BTH, *given, *parameters)
+        sizes = self.sizes(pieces, first_piece_BW, False, labels)
+        packed = self.kept if unchanged else None
+        if packed is None:
+            places = addresses(self.parameters())
+            packed = Packed(self.packed(sizes, places)[0], places)
         if unchanged:
-            self.kept_panels = panels
-        return self.computed(sizes, embedded_BTH, given, parameters, panels)[0]
+            self.kept = packed
+        return self.computed(sizes, pieces, given, packed.addresses + addresses(of_labels), packed.panels)[0]
 
     def parameters(self) -> list[Tensor]:
         """In the order of the source."""
@@ -206,14 +236,14 @@ class FusedBert:
         return [first.weight, first.bias, *(table.weight for table in self.tables), *rest]
 
     def sizes(
-        self, embedded_BTH: Tensor, first_piece_BW: Tensor, training: bool, labels: LabelLayer | None = None
+        self, pieces: Tensor | TableRows, first_piece_BW: Tensor, training: bool, labels: LabelLayer | None = None
     ) -> Sizes:
         """Of a pass, with a seed for dropout. ``training`` says whether there will be a backward pass."""
         config = self.bert.config
         label_rate = labels.rate if labels else 0.0
         rates = (config.hidden_dropout_prob, config.attention_probs_dropout_prob) if self.bert.training else (0.0, 0.0)
         return Sizes(
-            *embedded_BTH.shape[:2],
+            *pieces.shape[:2],
             first_piece_BW.shape[1],
             config.hidden_size,
             config.num_attention_heads,
@@ -222,6 +252,7 @@ class FusedBert:
             len(labels.weight) if labels else 0,
             config.max_position_embeddings,
             config.type_vocab_size,
+            len(pieces.table_VH) if isinstance(pieces, TableRows) else 0,
             torch.get_num_threads(),
             training,
             self.eight_bits and not training,
@@ -231,27 +262,37 @@ class FusedBert:
             config.layer_norm_eps,
         )
 
-    def packed(self, sizes: Sizes, parameters: Sequence[Tensor]) -> tuple[Lent, Lent | None]:
+    def packed(self, sizes: Sizes, parameters: list[int]) -> tuple[Lent, Lent | None]:
         """The weights in bf16 or bytes, as the forward pass reads them, and for training as the backward pass does."""
         size = bytes_of(sizes)[0]
         forward, backward = Lent(self.panels, size), Lent(self.panels, size) if sizes.training else None
-        library().fused_bert_pack(sizes, addresses(parameters), forward.address, backward.address if backward else None)
+        library().fused_bert_pack(sizes, array(parameters), forward.address, backward.address if backward else None)
         return forward, backward
 
     def computed(
-        self, sizes: Sizes, embedded_BTH: Tensor, given: Sequence[Tensor], parameters: Sequence[Tensor], panels: Lent
+        self,
+        sizes: Sizes,
+        pieces: Tensor | TableRows,
+        given: Sequence[Tensor],
+        parameters: list[int],
+        panels: Lent,
     ) -> tuple[Tensor, Lent]:
         """The output, and what the backward pass needs of the forward pass."""
         activations = Lent(self.activations, bytes_of(sizes)[1])
-        output = embedded_BTH.new_empty(sizes.tweets, sizes.words, sizes.labels or sizes.hidden)
-        inputs = Inputs(*(x.data_ptr() for x in (embedded_BTH, *given)))
+        output = torch.empty(sizes.tweets, sizes.words, sizes.labels or sizes.hidden)
+        embedded, ids_BT = (pieces.table_VH, pieces.ids_BT) if isinstance(pieces, TableRows) else (pieces, None)
+        embedded, ids_BT = (
+            embedded.float().contiguous(),
+            None if ids_BT is None else ids_BT.to(torch.int64).contiguous(),
+        )
+        inputs = Inputs(embedded.data_ptr(), None if ids_BT is None else ids_BT.data_ptr(), *addresses(given))
         problem = library().fused_bert_forward(
-            sizes, inputs, addresses(parameters), panels.address, activations.address, output.data_ptr()
+            sizes, inputs, array(parameters), panels.address, activations.address, output.data_ptr()
         )
         if problem:
             raise ValueError(
                 "a tweet that is longer than the encoder's places, an attention mask with holes or without a piece, "
-                "token types that the encoder has not, or a first piece beyond its tweet"
+                "pieces or token types that the encoder has not, or a first piece beyond its tweet"
             )
         return output, activations
 
@@ -278,8 +319,9 @@ class Layers(torch.autograd.Function):
     ) -> Tensor:
         """The last hidden states [B, W, H] or the labels' scores [B, W, L]; ``given`` are mask, types and first pieces."""
         given, parameters = given_and_parameters[:3], given_and_parameters[3:]
-        panels, ctx.panels = fused.packed(sizes, parameters)
-        output, ctx.activations = fused.computed(sizes, embedded_BTH, given, parameters, panels)
+        places = addresses(parameters)
+        panels, ctx.panels = fused.packed(sizes, places)
+        output, ctx.activations = fused.computed(sizes, embedded_BTH, given, places, panels)
         ctx.fused, ctx.sizes = fused, sizes
         ctx.save_for_backward(*given_and_parameters)
         return output
@@ -297,14 +339,14 @@ class Layers(torch.autograd.Function):
             of_places_or_types.zero_()
         library().fused_bert_backward(
             sizes,
-            Inputs(None, *(x.data_ptr() for x in given)),
-            addresses(parameters),
+            Inputs(None, None, *addresses(given)),
+            array(addresses(parameters)),
             ctx.panels.address,
             ctx.activations.address,
             scratch.address,
             of_output.data_ptr(),
             of_embedded_BTH.data_ptr(),
-            addresses(gradients),
+            array(addresses(gradients)),
         )
         return None, None, of_embedded_BTH, None, None, None, *gradients
 
@@ -316,9 +358,21 @@ def bytes_of(sizes: Sizes) -> tuple[int, int, int]:
     return tuple(number.value for number in numbers)
 
 
-def addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
     """Where each tensor's data begin."""
-    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def array(places: list[int]) -> ctypes.Array:
+    """Addresses as the source takes them."""
+    return (ctypes.c_void_p * len(places))(*places)
+
+
+def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """gelu of ``x``, of a multiple of 16 elements, and its slope there."""
+    y, slope = x.clone(), torch.empty_like(x)
+    library().fused_bert_gelu(x.numel(), y.data_ptr(), slope.data_ptr())
+    return y, slope
 
 
 def dropped(x: Tensor, seed: int, place: int, rate: float) -> Tensor:

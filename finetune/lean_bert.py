@@ -23,7 +23,7 @@ from torch.nn import functional
 from transformers import BertModel, PreTrainedModel
 
 from finetune.dropout import drop_mask
-from finetune.fused_bert import FusedBert, LabelLayer
+from finetune.fused_bert import FusedBert, LabelLayer, TableRows
 
 PARAMETERS_OF_A_LAYER = 12
 """Weight and bias of: queries; keys; values; the attention's output; the two linear layers behind it."""
@@ -58,28 +58,28 @@ class LeanBert:
 
     def __call__(
         self,
-        embedded_BTH: Tensor,
+        pieces: Tensor | TableRows,
         attention_mask_BT: Tensor,
         token_type_ids_BT: Tensor,
         first_piece_BW: Tensor,
     ) -> Tensor:
-        """The last hidden states [B, W, H], fp32, at each word's first piece, of pieces given as their word embeddings.
+        """The last hidden states [B, W, H], fp32, at each word's first piece. Pieces are given as their embeddings [B, T, H].
 
         Computed in autocast's type where that is on, else in fp32. Dropout is on where the ``BertModel`` is in training.
         """
-        tweets, pieces, hidden = embedded_BTH.shape
-        if fused := self.fused_for(embedded_BTH):
-            unchanged = self.unchanged_depth > 0
-            return fused(embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW, unchanged)
-        dtype = computed_type(embedded_BTH)
+        dtype = computed_type(pieces)
+        if fused := self.fused_for(dtype):
+            return fused(pieces, attention_mask_BT, token_type_ids_BT, first_piece_BW, self.unchanged_depth > 0)
+        embedded_BTH = pieces.embedded() if isinstance(pieces, TableRows) else pieces
+        tweets, length, hidden = embedded_BTH.shape
         with torch.autocast("cpu", enabled=False):
             weights = list(in_groups(self.weights(dtype), WEIGHTS_OF_A_LAYER))
-            masks = self.masks(tweets, pieces, first_piece_BW.shape[1], dtype)
+            masks = self.masks(tweets, length, first_piece_BW.shape[1], dtype)
             x = self.embed(embedded_BTH, token_type_ids_BT).to(dtype).view(-1, hidden)
             x = dropped(x, next(masks))
             bias_B11T = torch.zeros_like(attention_mask_BT, dtype=dtype).masked_fill_(attention_mask_BT == 0, -1e9)
             bias_B11T = bias_B11T[:, None, None]
-            starts_B1 = torch.arange(0, tweets * pieces, pieces)[:, None]
+            starts_B1 = torch.arange(0, tweets * length, length)[:, None]
             rows = (first_piece_BW + starts_B1).flatten()
             last = len(weights) - 1
             for number, (layer, layer_weights) in enumerate(zip(self.bert.encoder.layer, weights, strict=True)):
@@ -88,7 +88,7 @@ class LeanBert:
 
     def scores(
         self,
-        embedded_BTH: Tensor,
+        pieces: Tensor | TableRows,
         attention_mask_BT: Tensor,
         token_type_ids_BT: Tensor,
         first_piece_BW: Tensor,
@@ -96,17 +96,17 @@ class LeanBert:
         classifier: nn.Module,
     ) -> Tensor:
         """The labels' scores [B, W, L], fp32: what a dropout and a classifier make of the hidden states."""
-        inputs = (embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
+        inputs = (pieces, attention_mask_BT, token_type_ids_BT, first_piece_BW)
         labels = LabelLayer.of(dropout, classifier)
-        if labels and (fused := self.fused_for(embedded_BTH)):
+        if labels and (fused := self.fused_for(computed_type(pieces))):
             return fused(*inputs, self.unchanged_depth > 0, labels)
         hidden_BWH = self(*inputs)
         with torch.autocast("cpu", enabled=False):  # a few columns: rounding them takes longer
             return classifier(dropout(hidden_BWH))
 
-    def fused_for(self, embedded_BTH: Tensor) -> FusedBert | None:
-        """What computes it in one call, where that can be had."""
-        return self.fused if self.fused is not None and self.fused.serves(computed_type(embedded_BTH)) else None
+    def fused_for(self, dtype: torch.dtype) -> FusedBert | None:
+        """What computes it in one call, where that can be had in this type."""
+        return self.fused if self.fused is not None and self.fused.serves(dtype) else None
 
     def embed(self, embedded_BTH: Tensor, token_type_ids_BT: Tensor) -> Tensor:
         """Pieces with their places and segments, normalised: [B, T, H]."""
@@ -185,12 +185,14 @@ class LeanBert:
             if not self.unchanged_depth:
                 self.kept_weights = None
                 if self.fused is not None:
-                    self.fused.kept_panels = None
+                    self.fused.kept = None
 
 
-def computed_type(x: Tensor) -> torch.dtype:
-    """Autocast's type where that is on, else that of ``x``."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+def computed_type(pieces: Tensor | TableRows) -> torch.dtype:
+    """Autocast's type where that is on, else that of the embeddings."""
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return pieces.table_VH.dtype if isinstance(pieces, TableRows) else pieces.dtype
 
 
 def linear_modules(layer: nn.Module) -> tuple[nn.Module, ...]:

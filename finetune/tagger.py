@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from finetune.features import PieceInputs
+from finetune.fused_bert import TableRows
 from finetune.inputs import Inputs
 from finetune.lean_bert import LeanBert
 from finetune.rows_in_use import RowsInUse
@@ -121,11 +122,14 @@ class PieceTagger(Tagger):
     ) -> torch.Tensor:
         """Scores [B, W, L], in fp32, of each label at each word's first piece; see :mod:`finetune.features`."""
         if self.lean is not None and self.lean.serves(input_ids_BT.device):
-            if isinstance(self.model, MSBForTokenClassification):
-                embedded_BTH = self.model.embedded(input_ids_BT, attention_mask_BT, token_type_ids_BT, shape_ids_BT)
+            embedding, own = self.model.get_input_embeddings(), isinstance(self.model, MSBForTokenClassification)
+            if own and self.model.embeds_more:
+                pieces = self.model.embedded(input_ids_BT, attention_mask_BT, token_type_ids_BT, shape_ids_BT)
+            elif type(embedding) is nn.Embedding and not torch.is_grad_enabled():
+                pieces = TableRows(input_ids_BT, embedding.weight)
             else:
-                embedded_BTH = self.model.get_input_embeddings()(input_ids_BT)
-            inputs = (embedded_BTH, attention_mask_BT, token_type_ids_BT, first_piece_BW)
+                pieces = embedding(input_ids_BT)
+            inputs = (pieces, attention_mask_BT, token_type_ids_BT, first_piece_BW)
             return self.lean.scores(*inputs, self.model.dropout, self.model.classifier)
         inputs = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT, "token_type_ids": token_type_ids_BT}
         if shape_ids_BT is not None:

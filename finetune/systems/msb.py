@@ -116,6 +116,11 @@ class MSBForTokenClassification(PreTrainedModel):
         hidden_BTH = self.encoder(**inputs).last_hidden_state
         return TokenClassifierOutput(logits=self.classifier(self.dropout(hidden_BTH)))
 
+    @property
+    def embeds_more(self) -> bool:
+        """Whether the encoder is given more than the embeddings of the pieces."""
+        return self.config.word_shapes or self.config.image_gate
+
     def embedded(
         self,
         input_ids: torch.Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForTokenClassification
 
-from finetune.fused_bert import LabelLayer, dropped, library
+from finetune.fused_bert import LabelLayer, TableRows, dropped, gelu, library
 from finetune.tagger import PieceTagger
 
 pytestmark = pytest.mark.skipif(
@@ -179,6 +179,19 @@ def test_dropout_keeps_the_mean_and_each_place_and_seed_has_its_own(rate):
         ):
             assert abs(neighbours.mean() - 1) < 10 * error  # independent
     assert torch.equal(dropped(ones, 1, 0, rate), masks[0]) and torch.equal(dropped(ones, 1, 0, 0.0), ones)
+
+
+def test_gelu_and_its_slope():
+    x = torch.cat(
+        [torch.linspace(-7, 7, 16_000), torch.tensor([-1e30, -math.inf, 1e30, math.inf, math.nan, -0.0] + [0.0] * 10)]
+    )
+    value, slope = gelu(x)
+    exact = x.double().requires_grad_()
+    nn.functional.gelu(exact[:-16]).sum().backward()
+    torch.testing.assert_close(value[:-16].double(), nn.functional.gelu(exact[:-16]).detach(), atol=2e-6, rtol=0)
+    torch.testing.assert_close(slope[:-16].double(), exact.grad[:-16], atol=5e-5, rtol=0)
+    assert value[-16:-14].abs().max() < 2e-6 and value[-14:-12].tolist() == [x[-14], math.inf]
+    assert value[-12].isnan() and torch.equal(value[-11:], torch.zeros(11))
 
 
 def test_the_number_of_threads_changes_nothing():
@@ -400,7 +413,7 @@ def test_weights_are_packed_once_where_they_do_not_change():
             first = fused.emissions(**batch)
             fused.model.bert.encoder.layer[0].output.dense.weight.zero_()
             assert torch.equal(fused.emissions(**batch), first)  # kept, as was promised
-        assert fused.lean.fused.kept_panels is None
+        assert fused.lean.fused.kept is None
         assert not torch.allclose(fused.emissions(**batch), first)
 
 
@@ -429,12 +442,37 @@ def test_inputs_that_cannot_be_are_refused():
             fused(**make_batch() | {"attention_mask_BT": torch.ones(5, 34, dtype=torch.long)})
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_rows_of_a_table_are_their_embeddings(fused):
+    tagger, batch = make_tagger(), inputs_of(make_batch())
+    lean, table = (tagger if fused else without_fused(tagger)).lean, tagger.model.get_input_embeddings().weight
+    rows, others = TableRows(batch.pop("input_ids_BT"), table), tuple(batch.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            hidden_BWH = lean(rows, *others)
+            assert torch.equal(hidden_BWH, lean(rows.embedded(), *others))
+        looked_up = lean(rows, *others)
+        torch.testing.assert_close(looked_up, hidden_BWH)
+        looked_up.sum().backward()  # with gradients, as well
+        assert table.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", [60, -1])
+def test_pieces_that_the_table_has_not_are_refused(wrong):
+    tagger, batch = make_tagger(), inputs_of(make_batch())
+    batch["input_ids_BT"][1, 2] = wrong
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="pieces or token types"):
+        tagger.emissions(**batch)
+
+
 @torch.no_grad()
 def test_masks_and_places_of_other_types():
     fused, batch = make_tagger(), inputs_of(make_batch())
     others = batch | {
         "attention_mask_BT": batch["attention_mask_BT"].bool(),
         "first_piece_BW": batch["first_piece_BW"].int(),
+        "input_ids_BT": batch["input_ids_BT"].int(),
     }
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(fused.emissions(**others), fused.emissions(**batch))
