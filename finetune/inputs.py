@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -31,8 +32,7 @@ class Inputs(Protocol):
 
 def longest_first(inputs: Inputs) -> list[int]:
     """All tweets, sorted so that those of like length are neighbours, and a batch of neighbours holds little padding."""
-    lengths = inputs.lengths
-    return sorted(range(len(lengths)), key=lambda tweet: -lengths[tweet])
+    return np.argsort(-np.asarray(inputs.lengths, np.int64), kind="stable").tolist()
 
 
 class Reader(Protocol):

@@ -16,7 +16,7 @@ know. All sentences are scored at once, as arrays of words: it takes a hundredth
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import numpy as np
@@ -108,9 +108,9 @@ def _read(gold: Sentences, predicted: Sentences, types: Sequence[str]) -> tuple[
     types = check_types(types)
     if len(gold) != len(predicted):
         raise ValueError(f"{len(gold)} gold sentences, but {len(predicted)} predicted")
-    for index, (gold_tags, predicted_tags) in enumerate(zip(gold, predicted, strict=True)):
-        if len(gold_tags) != len(predicted_tags):
-            raise ValueError(f"sentence {index}: {len(gold_tags)} gold tags, but {len(predicted_tags)} predicted")
+    for index, (of_gold, of_predicted) in enumerate(zip(map(len, gold), map(len, predicted), strict=True)):
+        if of_gold != of_predicted:
+            raise ValueError(f"sentence {index}: {of_gold} gold tags, but {of_predicted} predicted")
     try:
         return _entities(gold, types), _entities(predicted, types)
     except KeyError:  # the first sentence that has an unknown tag, gold before predicted
@@ -126,9 +126,9 @@ def _read(gold: Sentences, predicted: Sentences, types: Sequence[str]) -> tuple[
 def _entities(sentences: Sentences, types: Sequence[str]) -> _Entities:
     """Entities as conlleval reads them. KeyError for an unknown tag."""
     number = {"O": 0} | {f"{prefix}-{t}": 2 * i + (prefix == "I") for i, t in enumerate(types, 1) for prefix in "BI"}
-    between = ("O",)  # nothing goes on from one sentence to the next
-    words = chain(between, chain.from_iterable(chain(tags, between) for tags in sentences))
-    tags = np.array([number[tag] for tag in words])
+    behind = np.fromiter(accumulate(map(len, sentences), initial=0), np.int64)
+    words = np.fromiter(map(number.__getitem__, chain.from_iterable(sentences)), np.int64, behind[-1])
+    tags = np.insert(words, behind, 0)  # nothing goes on from one sentence to the next
     type_of, inside, by_i = tags // 2, tags > 0, tags % 2 == 1
     goes_on = by_i[1:] & (type_of[1:] == type_of[:-1])  # from the word before
     starts = np.flatnonzero(inside[1:] & ~goes_on) + 1

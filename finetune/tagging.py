@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,12 @@ COLUMNS = ["id", "tokens", "ner_tags", "source_tokens", "source_tags", "source_i
 POOL_STEPS = 16
 """Optimizer steps whose tweets are sorted by length together, so that a batch holds tweets of like length."""
 
+TARGETS = ("word_mask_BW", "labels_BW")
+"""What of a batch only the loss and the decoding read."""
+
 PREDICTED_AT_ONCE = 64
+BATCHES_AT_ONCE = 16
+"""Batches of these that are made, and decoded, one after another."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,11 @@ class Tagging:
         loss = weight = 0.0
         labelled = []
         with accelerator.autocast(), tagger.unchanged():
-            for tweets, counts, batch in batches(self.validation, accelerator, self.validation_labels):
-                word_mask_BW, labels_BW = batch.pop("word_mask_BW"), batch.pop("labels_BW")
-                emissions_BWL = tagger.emissions(**batch)
-                loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, labels_BW))
+            for tweets, counts, targets, emissions_BWL in computed(
+                tagger, self.validation, accelerator, self.validation_labels
+            ):
+                word_mask_BW = targets["word_mask_BW"]
+                loss += counts * float(tagger.loss(emissions_BWL, word_mask_BW, targets["labels_BW"]))
                 weight += counts * float(word_mask_BW.sum())
                 with readable(tagger):
                     labelled += zip(tweets, tagger.decode(emissions_BWL, word_mask_BW), strict=True)
@@ -166,9 +173,8 @@ def predict(tagger: Tagger, split: Split, scheme: TagScheme, accelerator: Accele
     """
     labelled = []
     with accelerator.autocast(), tagger.unchanged():  # one for all batches: the weights are rounded once
-        for tweets, _, batch in batches(split, accelerator):
-            word_mask_BW = batch.pop("word_mask_BW")
-            labelled += zip(tweets, tagger.decode(tagger.emissions(**batch), word_mask_BW), strict=True)
+        for tweets, _, targets, emissions_BWL in computed(tagger, split, accelerator):
+            labelled += zip(tweets, tagger.decode(emissions_BWL, targets["word_mask_BW"]), strict=True)
     return assemble(split, labelled, scheme, accelerator)
 
 
@@ -184,6 +190,23 @@ def assemble(
 def over_source_tokens(row: dict[str, Any], tags: Sequence[str]) -> list[str]:
     """Tags of a row's words as tags of its source tokens: ``O`` for URLs, and for last words without a tag."""
     return tags_at(row["source_index"], tags, len(row["source_tokens"]))
+
+
+def computed(
+    tagger: Tagger, split: Split, accelerator: Accelerator, labels: list[list[int]] | None = None
+) -> Iterator[tuple[list[int], bool, Batch, torch.Tensor]]:
+    """:func:`batches`, each as what the model does not read (``word_mask_BW`` and, if given, ``labels_BW``) and its emissions
+    [B, W, L].
+
+    Some batches are made, then all go through the model, then they are given: a processor that has just been through a model
+    has none of Python's in its caches, and would take three times as long for each batch.
+    """
+    left = batches(split, accelerator, labels)
+    while made := list(islice(left, BATCHES_AT_ONCE)):
+        targets = [{name: batch.pop(name) for name in TARGETS if name in batch} for _, _, batch in made]
+        emissions = [tagger.emissions(**batch) for _, _, batch in made]
+        for (tweets, counts, _), of_batch, emissions_BWL in zip(made, targets, emissions, strict=True):
+            yield tweets, counts, of_batch, emissions_BWL
 
 
 def batches(

@@ -156,7 +156,7 @@ class TagScheme:
         Orphans in the ids stay orphans in the tags. Raises ValueError for an id that is no label.
         """
         try:
-            tags = [self._labels_by_id[i] for i in ids]
+            tags = list(map(self._labels_by_id.__getitem__, ids))
         except KeyError as error:
             raise ValueError(f"label id {error.args[0]} is not in 0 .. {len(self.labels) - 1}") from None
         return bioes_to_bio(tags) if self.name == "BIOES" else tags
