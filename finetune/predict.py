@@ -32,7 +32,7 @@ from finetune.recognizer import Recognized, Recognizer, RecognizerPrecision
 from launch.errors import InputError
 from launch.files import sync_to_disk
 from launch.settings import parse_settings
-from launch.stage import leave_imports_alone
+from launch.stage import collect_garbage_rarely
 
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 SHOWN = 5
@@ -103,7 +103,7 @@ class NoPostError(ValueError):
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns 0, or 2 with the reason on standard error."""
     settings = parse_settings(PredictSettings, argv, description=__doc__)
-    leave_imports_alone()
+    collect_garbage_rarely()
     started_at = time.monotonic()
     try:
         counts, reads_image_words = predict_file(settings)

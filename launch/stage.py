@@ -245,7 +245,7 @@ def run_stage(
     keeps_partial = keeps_partial or grows
     program = f"{Path(module.__file__).name} {subcommand}" if subcommand else None
     settings = parse_settings(settings_class, argv, module.__doc__, program)
-    leave_imports_alone()
+    collect_garbage_rarely()
     next_start = f"the same command {'goes on' if keeps_partial else 'starts over'}"
     try:
         if not several_processes:
@@ -296,14 +296,20 @@ def run_stage(
     return 0
 
 
-def leave_imports_alone() -> None:
-    """Keep the garbage collector from what is there now, once: half a million objects of the libraries, which never die.
+NEW_OBJECTS = 20_000
+"""How many more of what can be in a cycle there must be until the garbage collector goes over them; by default 700."""
 
-    Each full collection would go over them, a quarter of a second, as long as BERT-Tiny takes for TMN's test split. Cycles
-    that a caller in this process has left by then are never collected.
+
+def collect_garbage_rarely() -> None:
+    """Keep the garbage collector from what is there now, once, and have it come after :data:`NEW_OBJECTS`.
+
+    There are half a million objects of the libraries, which never die: each full collection would go over them, a quarter of
+    a second, as long as BERT-Tiny takes for TMN's test split. What stages make many of, rows and tags, is in no cycles, and
+    goes without it. Cycles that a caller in this process has left by now are never collected.
     """
     if not gc.get_freeze_count():
         gc.freeze()
+        gc.set_threshold(NEW_OBJECTS, *gc.get_threshold()[1:])
 
 
 def _check_place(output: Path, inputs: dict[str, Path | str | None]) -> None:
