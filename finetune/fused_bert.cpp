@@ -357,9 +357,9 @@ void multiply_weight(const Sizes& s, const Rowwise& of_rows, const bf16* x, long
     for (long row = 0; row < rows; row++)
         of_rows.scales[row] = to_bytes(x + row * stride, inputs, of_rows.bytes + row * byte_stride(s));
     multiply<OfBytes>(Rows::of(of_rows.bytes, byte_stride(s)), {0, rows}, weight.panels, inputs / 4, outputs,
-                      [&](long row, long column, OfBytes::Sums sums) {
-                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(of_rows.scales[row].step);
-                          const __m512 of_lowest = all(of_rows.scales[row].lowest) * load(weight.of_ones + column);
+                      [=, scales = of_rows.scales](long row, long column, OfBytes::Sums sums) {
+                          const __m512 y = _mm512_cvtepi32_ps((__m512i)sums) * all(scales[row].step);
+                          const __m512 of_lowest = all(scales[row].lowest) * load(weight.of_ones + column);
                           epilogue(row, column, _mm512_fmadd_ps(y, load(weight.step + column), of_lowest));
                       });
 }
@@ -386,11 +386,11 @@ void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, con
     const Layer& layer = p.activations.layers[l];
     const float* const* parameters = p.of_layer(l);
     const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s), count = rows.count();
-    auto added = [=, &of_rows](const float* bias, Dropout dropout, const bf16* residual) {
-        return [=, &of_rows](long row, long column, __m512 x) {
+    auto added = [=, sums = of_rows.sums](const float* bias, Dropout dropout, const bf16* residual) {
+        return [=](long row, long column, __m512 x) {
             const long place = row * hidden + column;
             x = dropout(x + load(bias + column), rows.first * hidden + place);
-            store(of_rows.sums + place, x + load(residual + place));
+            store(sums + place, x + load(residual + place));
         };
     };
     bf16* attended = layer.attended + rows.first * hidden;
@@ -401,11 +401,12 @@ void compute_rows(const Pass& p, long l, Range rows, const Weights& weights, con
             normalise(of_rows.sums + row * hidden, hidden, p.norm(parameters[N1_W], parameters[N1_B]),
                       row_of(layer.normal1, rows.first + row, hidden),
                       [&](long h, __m512 y) { store(attended + row * hidden + h, y); });
+    bf16* inner_rows = row_of(layer.inner, rows.first, stride);
     bf16* active = layer.active ? layer.active + rows.first * stride : of_rows.active;
     multiply_weight(p.s, of_rows, attended, hidden, count, weights.up, hidden, inner,
-                    [&](long row, long column, __m512 x) {
-                        x += load(parameters[UP_B] + column);
-                        if (layer.inner) store(layer.inner + (rows.first + row) * stride + column, x);
+                    [=, bias = parameters[UP_B]](long row, long column, __m512 x) {
+                        x += load(bias + column);
+                        if (inner_rows) store(inner_rows + row * stride + column, x);
                         store(active + row * stride + column, gelu(x).value);
                     });
     multiply_weight(p.s, of_rows, active, stride, count, weights.down, inner, hidden,
@@ -445,16 +446,16 @@ void compute_layer(const Pass& p, long l, long thread, const Weights& weights, c
     in_parts(queries, [&](Range rows) {
         bf16* query = layer.query + rows.first * hidden;
         multiply_weight(p.s, of_rows, layer.read + rows.first * hidden, hidden, rows.count(), weights.query, hidden,
-                        hidden, [&](long row, long column, __m512 x) {
-                            store(query + row * hidden + column, x + load(parameters[Q_B] + column));
+                        hidden, [=, bias = parameters[Q_B]](long row, long column, __m512 x) {
+                            store(query + row * hidden + column, x + load(bias + column));
                         });
     });
     in_parts(pieces, [&](Range rows) {
         bf16* key_value = layer.key_value + rows.first * 2 * hidden;
         multiply_weight(p.s, of_rows, layer.x + rows.first * hidden, hidden, rows.count(), weights.key_value, hidden,
-                        2 * hidden, [&](long row, long column, __m512 x) {
-                            const float* bias =
-                                column < hidden ? parameters[K_B] + column : parameters[V_B] + column - hidden;
+                        2 * hidden,
+                        [=, of_key = parameters[K_B], of_value = parameters[V_B]](long row, long column, __m512 x) {
+                            const float* bias = column < hidden ? of_key + column : of_value + column - hidden;
                             store(key_value + row * 2 * hidden + column, x + load(bias));
                         });
     });

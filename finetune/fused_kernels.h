@@ -166,7 +166,7 @@ struct OfBytes {
 
 template <class Product, long R, class Epilogue>
 inline void multiply_block(const pair* a, long row_stride, long pair_stride, const pair* panel, long pairs, long row,
-                           long column, Epilogue& epilogue) {
+                           long column, Epilogue epilogue) {
     typename Product::Sums sums[R][2];
 #pragma GCC unroll 12
     for (long r = 0; r < R; r++) sums[r][0] = sums[r][1] = typename Product::Sums{};
