@@ -608,6 +608,7 @@ void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradien
     float* const* of_layer = gradients + OF_EMBEDDINGS + l * OF_A_LAYER;
     const long hidden = p.s.hidden, inner = p.s.inner, stride = inner_stride(p.s), threads = p.s.threads;
     const long pieces = p.plan.piece_start.back(), queries = p.query_start(l).back();
+    const bool past_the_cache = p.s.layers * (4 * hidden + 2 * inner) * hidden * sizeof(float) > LARGE;
     struct Matrix {
         const bf16* start;
         long columns, stride;
@@ -625,7 +626,7 @@ void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradien
                         of_bias);
 #pragma omp barrier
         multiply(Rows::of_packed(g.blocks, pairs), of_outputs, g.panels, pairs, inputs,
-                 [=](long row, long column, __m512 x) { store(of_weight + row * inputs + column, x); });
+                 [=](long row, long column, __m512 x) { put(of_weight + row * inputs + column, x, past_the_cache); });
     };
     const Matrix x{layer.x, hidden, hidden};
     linear(DOWN_W, {g.of_changed, hidden, hidden}, {layer.active, inner, stride}, queries);
@@ -803,6 +804,7 @@ void fused_bert_backward(const Sizes* asked, const Inputs* in, const float* cons
             of_weights(pass, l, g, gradients, thread);
         }
         embed_backward(pass, thread, g, of_embedded_BTH, gradients);
+        _mm_sfence();  // what went past the cache is there for all
     }
 }
 

@@ -246,6 +246,9 @@ inline void put(pair* to, __m512i x, bool past_the_cache) {
     else
         _mm512_storeu_si512(to, x);
 }
+inline void put(float* to, __m512 x, bool past_the_cache) {
+    put((pair*)to, _mm512_castps_si512(x), past_the_cache);
+}
 
 // 16 rows of 16 numbers, transposed.
 inline void transpose(__m512i (&x)[LANES]) {
