@@ -27,8 +27,8 @@ extern "C" struct Sizes {  // as in fused_bert.py
 };
 
 extern "C" struct Inputs {  // as in fused_bert.py
-    const float* embedded;  // of each place of the padded input, or
-    const int64_t* ids_BT;  // of each of a vocabulary, where there are ids
+    const float* embedded;  // of each place of the padded input; where there are ids, of each piece of a vocabulary
+    const int64_t* ids_BT;
     const int64_t *attention_mask_BT, *token_type_ids_BT, *first_piece_BW;
 };
 
@@ -619,6 +619,7 @@ void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradien
         const Range of_inputs = share_of(inputs, PANEL, thread, threads);
         const Range of_outputs = share_of(gradient.columns, BLOCK_ROWS, thread, threads);
         float *of_weight = of_layer[weight], *of_bias = of_layer[weight + 1];
+        const bool streams = past_the_cache && (uintptr_t)of_weight % 64 == 0;
 #pragma omp barrier
         pack_rows(input.start + of_inputs.first, input.stride, rows, of_inputs.count(),
                   g.panels + of_inputs.first * pairs, pairs);
@@ -626,7 +627,7 @@ void of_weights(const Pass& p, long l, const Gradients& g, float* const* gradien
                         of_bias);
 #pragma omp barrier
         multiply(Rows::of_packed(g.blocks, pairs), of_outputs, g.panels, pairs, inputs,
-                 [=](long row, long column, __m512 x) { put(of_weight + row * inputs + column, x, past_the_cache); });
+                 [=](long row, long column, __m512 x) { put(of_weight + row * inputs + column, x, streams); });
     };
     const Matrix x{layer.x, hidden, hidden};
     linear(DOWN_W, {g.of_changed, hidden, hidden}, {layer.active, inner, stride}, queries);

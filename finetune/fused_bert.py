@@ -51,7 +51,7 @@ class Sizes(ctypes.Structure):
 
 
 class Inputs(ctypes.Structure):
-    """Of a pass, as in the source: addresses of contiguous tensors, fp32 and four of int64, of which the first may be None."""
+    """Of a pass, as in the source: addresses of contiguous tensors, fp32 and four of int64; ``ids_BT`` may be None."""
 
     _fields_ = [
         (name, ctypes.c_void_p)
@@ -93,7 +93,7 @@ class Pool:
             try:
                 memory = self.free.pop()
             except IndexError:  # asked for so, since another thread may take the last
-                return torch.empty(size, dtype=torch.uint8)
+                return torch.empty(size, dtype=torch.uint8, device="cpu")
             if len(memory) >= size:
                 return memory
 
@@ -119,7 +119,7 @@ class Lent:
 
 
 class TableRows(NamedTuple):
-    """Pieces as rows [B, T] of a table of embeddings [V, H]: without gradients, these are read where they are needed."""
+    """Pieces as rows [B, T] of a table of embeddings [V, H]: read where they are needed; with gradients, looked up before."""
 
     ids_BT: Tensor
     table_VH: Tensor
@@ -153,10 +153,15 @@ class LabelLayer(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Weights as the forward pass reads them, and the addresses of all parameters."""
+    """Weights as the forward pass reads them; and the encoder's parameters, by their addresses and so that they live on."""
 
     panels: Lent
     addresses: list[int]
+    parameters: list[Tensor]
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        """Nothing, in a copy: it has parameters of its own."""
+        return type(None), ()
 
 
 class FusedBert:
@@ -206,9 +211,10 @@ class FusedBert:
     ) -> Tensor:
         """The last hidden states [B, W, H], fp32, at each word's first piece; with ``labels`` their scores [B, W, L].
 
-        The pieces are given as their embeddings [B, T, H]. What is given is 0 at padding, whose first piece is 0.
-        ``unchanged`` says that the weights are packed once and kept. Dropout is on where the ``BertModel`` is in training.
-        ValueError for a mask with holes, and for a first piece beyond its tweet.
+        The pieces are given as their embeddings [B, T, H], or as rows of a table. At padding, whose first piece is 0, states
+        and scores are 0. ``unchanged`` says that the weights are packed once and kept. Dropout is on where the ``BertModel``
+        is in training. ValueError for a mask with holes, for pieces and token types that there are not, for a first piece
+        beyond its tweet.
         """
         given = [x.to(torch.int64).contiguous() for x in (attention_mask_BT, token_type_ids_BT, first_piece_BW)]
         if not attention_mask_BT.shape == token_type_ids_BT.shape == pieces.shape[:2]:
@@ -223,8 +229,9 @@ class FusedBert:
         sizes = self.sizes(pieces, first_piece_BW, False, labels)
         packed = self.kept if unchanged else None
         if packed is None:
-            places = addresses(self.parameters())
-            packed = Packed(self.packed(sizes, places)[0], places)
+            parameters = [parameter.detach() for parameter in self.parameters()]
+            places = addresses(parameters)
+            packed = Packed(self.packed(sizes, places)[0], places, parameters)
         if unchanged:
             self.kept = packed
         return self.computed(sizes, pieces, given, packed.addresses + addresses(of_labels), packed.panels)[0]
@@ -279,7 +286,7 @@ class FusedBert:
     ) -> tuple[Tensor, Lent]:
         """The output, and what the backward pass needs of the forward pass."""
         activations = Lent(self.activations, bytes_of(sizes)[1])
-        output = torch.empty(sizes.tweets, sizes.words, sizes.labels or sizes.hidden)
+        output = torch.empty(sizes.tweets, sizes.words, sizes.labels or sizes.hidden, dtype=torch.float32, device="cpu")
         embedded, ids_BT = (pieces.table_VH, pieces.ids_BT) if isinstance(pieces, TableRows) else (pieces, None)
         embedded, ids_BT = (
             embedded.float().contiguous(),
@@ -369,10 +376,11 @@ def array(places: list[int]) -> ctypes.Array:
 
 
 def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """gelu of ``x``, of a multiple of 16 elements, and its slope there."""
-    y, slope = x.clone(), torch.empty_like(x)
-    library().fused_bert_gelu(x.numel(), y.data_ptr(), slope.data_ptr())
-    return y, slope
+    """gelu of ``x`` and its slope there."""
+    y = functional.pad(x.flatten(), (0, -x.numel() % MULTIPLE))
+    slope = torch.empty_like(y)
+    library().fused_bert_gelu(len(y), y.data_ptr(), slope.data_ptr())
+    return tuple(z[: x.numel()].view(x.shape) for z in (y, slope))
 
 
 def dropped(x: Tensor, seed: int, place: int, rate: float) -> Tensor:

@@ -63,7 +63,7 @@ class LeanBert:
         token_type_ids_BT: Tensor,
         first_piece_BW: Tensor,
     ) -> Tensor:
-        """The last hidden states [B, W, H], fp32, at each word's first piece. Pieces are given as their embeddings [B, T, H].
+        """The last hidden states [B, W, H], fp32, at each word's first piece. Pieces are their embeddings [B, T, H], or rows.
 
         Computed in autocast's type where that is on, else in fp32. Dropout is on where the ``BertModel`` is in training.
         """

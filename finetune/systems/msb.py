@@ -119,7 +119,7 @@ class MSBForTokenClassification(PreTrainedModel):
     @property
     def embeds_more(self) -> bool:
         """Whether the encoder is given more than the embeddings of the pieces."""
-        return self.config.word_shapes or self.config.image_gate
+        return bool(self.config.word_shapes or self.config.image_gate)
 
     def embedded(
         self,

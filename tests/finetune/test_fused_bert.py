@@ -191,6 +191,9 @@ def test_gelu_and_its_slope():
     torch.testing.assert_close(value[:-16].double(), nn.functional.gelu(exact[:-16]).detach(), atol=2e-6, rtol=0)
     torch.testing.assert_close(slope[:-16].double(), exact.grad[:-16], atol=5e-5, rtol=0)
     assert value[-16:-14].abs().max() < 2e-6 and value[-14:-12].tolist() == [x[-14], math.inf]
+    assert slope[-11:].tolist() == pytest.approx([0.5] * 11, abs=5e-5)
+    small = torch.tensor([1e-6, -1e-6] * 8)
+    torch.testing.assert_close(gelu(small)[0], small / 2, rtol=1e-4, atol=0)
     assert value[-12].isnan() and torch.equal(value[-11:], torch.zeros(11))
 
 
@@ -413,6 +416,7 @@ def test_weights_are_packed_once_where_they_do_not_change():
             first = fused.emissions(**batch)
             fused.model.bert.encoder.layer[0].output.dense.weight.zero_()
             assert torch.equal(fused.emissions(**batch), first)  # kept, as was promised
+            assert fused.lean.fused.kept and copy.deepcopy(fused).lean.fused.kept is None
         assert fused.lean.fused.kept is None
         assert not torch.allclose(fused.emissions(**batch), first)
 
@@ -446,6 +450,7 @@ def test_inputs_that_cannot_be_are_refused():
 def test_rows_of_a_table_are_their_embeddings(fused):
     tagger, batch = make_tagger(), inputs_of(make_batch())
     lean, table = (tagger if fused else without_fused(tagger)).lean, tagger.model.get_input_embeddings().weight
+    assert (lean.fused is not None) == fused
     rows, others = TableRows(batch.pop("input_ids_BT"), table), tuple(batch.values())
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():

@@ -10,7 +10,7 @@ from tiny_ner import bert_config, make_row, make_tokenizer
 from transformers import BertForTokenClassification
 
 from data_prep.layout import NER_FEATURES, write_dataset
-from finetune import scorer
+from finetune import scorer, tagging
 from finetune.features import InputFormat, PieceReader
 from finetune.tagger import PieceTagger
 from finetune.tagging import Split, Tagging, assemble, predict, read_rows, score, tag_problem, write_predictions
@@ -119,6 +119,18 @@ def test_predict_reads_the_tagger(accelerator):
         assert predict(tagger, make_split([row]), SCHEME, accelerator)[0] == together[index]
         for place in set(range(len(row["source_tokens"]))) - set(row["source_index"]):
             assert together[index][place] == "O"
+
+
+def test_batches_computed_together_are_each_their_own(accelerator, monkeypatch):
+    tagger, split = make_tagger(), make_split(make_split().rows * 3)
+    task = Tagging(split, split, SCHEME, tweets_per_step=2, seed=1)
+    with torch.no_grad():
+        at_once = predict(tagger, split, SCHEME, accelerator), task.evaluate(tagger, accelerator)
+        for size, together in ((1, 5), (2, 1), (5, 3)):
+            monkeypatch.setattr(tagging, "PREDICTED_AT_ONCE", size)
+            monkeypatch.setattr(tagging, "BATCHES_AT_ONCE", together)
+            assert predict(tagger, split, SCHEME, accelerator) == at_once[0]
+            assert task.evaluate(tagger, accelerator) == pytest.approx(at_once[1])
 
 
 def test_evaluation_equals_plain_loss_and_scores(accelerator):
