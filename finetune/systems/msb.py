@@ -109,7 +109,7 @@ class MSBForTokenClassification(PreTrainedModel):
         embedding has that of its word's shape added to it.
         """
         inputs = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        if self.config.word_shapes or self.config.image_gate:
+        if self.embeds_more:
             inputs["inputs_embeds"] = self.embedded(input_ids, attention_mask, token_type_ids, shape_ids)
         else:
             inputs["input_ids"] = input_ids
